@@ -1,0 +1,147 @@
+"""kill -9 at random moments under load: acknowledged ⊆ stored ⊆ sent, nothing twice.
+
+    kill.py [--kills 50] [--seed 1] [--bus embedded|kafka]
+
+Senders behave as Prometheus does: in order per series, a request is sent again until it is answered with 2xx. Judged three times: by PromQL, by
+SQL, and (server stopped) by the `deltalake` package on the table files. Every sample is known by (series, time) and carries its own number as value.
+"""
+
+import argparse
+import collections
+import json
+import random
+import subprocess
+import threading
+import time
+
+import fletchtest as ft
+
+SENDERS, SERIES, SAMPLES = 3, 20, 3
+
+
+class Sender(threading.Thread):
+    def __init__(self, number, server):
+        super().__init__(daemon=True)
+        self.number, self.server = number, server
+        self.sent, self.acknowledged, self.stop = {}, {}, threading.Event()
+        # Each sender has a stretch of time of its own that ends now, so that no two samples are equal by chance.
+        self.next_ms = int(time.time() * 1000) - 3_600_000
+
+    def labels(self, i):
+        return {"__name__": "kill_test", "sender": str(self.number), "series": str(i), "pad": "x" * 60}
+
+    def run(self):
+        while not self.stop.is_set():
+            batch = {}
+            for _ in range(SAMPLES):
+                self.next_ms += 7
+                for i in range(SERIES):
+                    batch[(self.number, i, self.next_ms)] = float(self.next_ms % 1_000_003)
+            self.sent.update(batch)
+            series = [(self.labels(i), [(v, ms) for (_, j, ms), v in batch.items() if j == i]) for i in range(SERIES)]
+            while not self.stop.is_set():
+                code = self.server.write(series, timeout=20)
+                if 200 <= code < 300:
+                    self.acknowledged.update(batch)
+                    break
+                assert code in (0, 429, 500, 503), f"a good request was refused with {code}"
+                time.sleep(0.05)
+
+
+def judge(how, rows, sent, acknowledged):
+    seen = collections.Counter(key for key, _ in rows)
+    twice = [key for key, n in seen.items() if n > 1]
+    lost = acknowledged.keys() - seen.keys()
+    invented = [key for key, value in rows if sent.get(key) != value]
+    print(f"  {how:10} {len(rows)} rows; acknowledged {len(acknowledged)}, sent {len(sent)}; lost {len(lost)}, twice {len(twice)}, invented {len(invented)}")
+    assert not lost and not twice and not invented, (sorted(lost)[:3], twice[:3], invented[:3])
+
+
+def by_promql(server, start_ms):
+    rows = []
+    for sender in range(SENDERS):
+        for result in server.query(f'kill_test{{sender="{sender}"}}[2h]', at=time.time())["result"]:
+            labels = result["metric"]
+            rows += [((sender, int(labels["series"]), round(t * 1000)), float(v)) for t, v in result["values"]]
+    return rows
+
+
+def by_sql(server):
+    import datetime
+    parse = lambda text: round(datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1000)
+    rows = server.sql('SELECT sender, series, time, value FROM m."kill_test"')
+    return [((int(r["sender"]), int(r["series"]), parse(r["time"])), r["value"]) for r in rows]
+
+
+READ_TABLE = """
+import json, sys
+from deltalake import DeltaTable
+store = sys.argv[1]
+series = {}
+for row in DeltaTable(store + "/tables/series").to_pyarrow_table(columns=["series_id", "labels"]).to_pylist():
+    series[row["series_id"]] = dict(row["labels"])
+samples = DeltaTable(store + "/tables/samples").to_pyarrow_table(columns=["metric", "series_id", "time", "value"]).to_pylist()
+out = []
+for row in samples:
+    if row["metric"] != "kill_test":
+        continue
+    labels = series[row["series_id"]]
+    out.append([int(labels["sender"]), int(labels["series"]), round(row["time"].timestamp() * 1000), row["value"]])
+print(json.dumps(out))
+"""
+
+
+def by_deltalake(store):
+    done = subprocess.run([ft.python(), "-c", READ_TABLE, str(store)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [((a, b, ms), v) for a, b, ms, v in json.loads(done.stdout)]
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--kills", type=int, default=10)
+    arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--bus", choices=["embedded", "kafka"], default="embedded")
+    arguments.add_argument("--brokers", default="127.0.0.1:29092")
+    chosen = arguments.parse_args()
+    random.seed(chosen.seed)
+    folder = ft.scratch("kill")
+    # A short flush interval, so that kills meet flushes and commits too.
+    flags = ["--flush-interval", "2s"]
+    if chosen.bus == "kafka":
+        config = folder / "kafka.yml"
+        config.write_text(f"fletch:\n  kafka: {{brokers: '{chosen.brokers}', topic: 'kill-{folder.name}', group: 'kill-{folder.name}', partitions: 4,"
+                          " properties: {session.timeout.ms: '6000', heartbeat.interval.ms: '1000'}}\n")
+        server = ft.Fletch(folder / "data", *flags, config=config)
+    else:
+        server = ft.Fletch(folder / "data", *flags)
+    server.start()
+    senders = [Sender(n, server) for n in range(SENDERS)]
+    for sender in senders:
+        sender.start()
+    for n in range(chosen.kills):
+        time.sleep(random.uniform(0.05, 3.0))
+        server.kill()
+        # Every third start is itself killed before it is ready.
+        server.start(wait=0 if n % 3 == 2 else 120)
+    if server.process.poll() is None:
+        server.wait_ready(120)
+    time.sleep(1.0)
+    for sender in senders:
+        sender.stop.set()
+    for sender in senders:
+        sender.join(60)
+    sent = {k: v for s in senders for k, v in s.sent.items()}
+    acknowledged = {k: v for s in senders for k, v in s.acknowledged.items()}
+    print(f"{chosen.bus}: {chosen.kills} kills, seed {chosen.seed}")
+    ft.eventually("everything acknowledged is visible", lambda: acknowledged.keys() <= {k for k, _ in by_promql(server, 0)}, 60)
+    judge("PromQL", by_promql(server, 0), sent, acknowledged)
+    judge("SQL", by_sql(server), sent, acknowledged)
+    server.flush()
+    judge("SQL stored", by_sql(server), sent, acknowledged)
+    assert server.stop() == 0, server.tail()
+    judge("deltalake", by_deltalake(server.data / "store"), sent, acknowledged)
+
+
+if __name__ == "__main__":
+    main()
