@@ -316,7 +316,7 @@ fn xdbc_types() -> XdbcTypeInfoDataBuilder {
     types.append(XdbcTypeInfo { literal_prefix, literal_suffix, case_sensitive: true, unsigned_attribute: None, ..text });
     let (literal_prefix, literal_suffix) = quoted("DATE '");
     let date = plain("DATE", XdbcDataType::XdbcDate, 10);
-    let subcode = Some(XdbcDatetimeSubcode::XdbcSubcodeDate);
+    let subcode = Some(XdbcDatetimeSubcode::XdbcSubcodeTime);
     types.append(XdbcTypeInfo { literal_prefix, literal_suffix, datetime_subcode: subcode, unsigned_attribute: None, ..date });
     let (literal_prefix, literal_suffix) = quoted("TIMESTAMP '");
     let timestamp = plain("TIMESTAMP", XdbcDataType::XdbcTimestamp, 30);

@@ -23,7 +23,7 @@ use crate::rules::snapshot::{self, AlertsSnapshot, RulesFilter, RulesSnapshot};
 use crate::state::{Alert, Id, RuleAlerts};
 use crate::stream::evaluator::{SampleHistory, StreamRule, StreamSink};
 use crate::stream::{self, StreamFile};
-use crate::store::{HistoryRow, NotificationStatus, OutboxEntry, RuleSource, StateStore, StoreError, StoredAlert};
+use crate::store::{HistoryRow, NotificationStatus, OutboxEntry, StateStore, StoreError, StoredAlert};
 use fletch_common::SharedClock;
 use fletch_ingest::{BatchSink, SeriesRegistry};
 use fletch_schemas::{Labels, TenantId};
@@ -203,7 +203,7 @@ impl Alerting {
 
     async fn begin(&self, groups: Vec<Group>, stored: Vec<StoredAlert>) {
         let mut by_rule: BTreeMap<Id, Vec<StoredAlert>> = BTreeMap::new();
-        for alert in stored.into_iter().filter(|a| a.source == RuleSource::Promql) {
+        for alert in stored {
             by_rule.entry(alert.rule).or_default().push(alert);
         }
         let mut tasks = self.tasks.lock().await;
@@ -235,7 +235,6 @@ impl Alerting {
             tenant: first.tenant.clone(),
             rule,
             name: first.rule_name.clone(),
-            source: first.source,
             generator_url: self.settings.external_url.clone(),
         };
         let alerts = RuleAlerts::restore(first.tenant.clone(), rule, stored.into_iter().map(|s| s.alert));

@@ -15,7 +15,7 @@ use crate::notify::dispatcher::Dispatcher;
 use crate::notify::ledger::{Ledger, Source};
 use crate::notify::payload::GroupId;
 use crate::state::{Alert, Changes, Id, RuleAlerts};
-use crate::store::{Batch, HistoryRow, Mark, RuleSource, StateStore, StoreError, StoredAlert};
+use crate::store::{Batch, HistoryRow, Mark, StateStore, StoreError, StoredAlert};
 use fletch_schemas::TenantId;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -33,8 +33,6 @@ pub struct Subject {
     pub rule: Id,
     /// Its name, which is the `alertname` of its alerts.
     pub name: String,
-    /// Who evaluates it.
-    pub source: RuleSource,
     /// Where its expression can be looked at.
     pub generator_url: String,
 }
@@ -130,7 +128,6 @@ fn batch(subject: &Subject, alerts: &RuleAlerts, changes: Changes, missed: Optio
         tenant: subject.tenant.clone(),
         rule: subject.rule,
         rule_name: subject.name.clone(),
-        source: subject.source,
         alert: alert.clone(),
         last_sent_ms: None,
     };

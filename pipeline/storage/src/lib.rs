@@ -4,7 +4,7 @@
 //!  Delivery ─▶ engine ─▶ runs (sorted columns per series, in memory) ─┐
 //!                │ flush: one Parquet file per (tenant, date)          ├─▶ ReadView ─▶ select(matchers) / SQL scan
 //!                ▼                                                     │
-//!           delta::Committer (files + offsets in one commit) ─▶ delta::FileIndex ─┘
+//!           delta::DeltaTable (files + offsets in one commit) ─▶ delta::Snapshot ──┘
 //! ```
 //!
 //! # Invariants

@@ -7,7 +7,6 @@ CREATE TABLE alert_instances (
     tenant        TEXT   NOT NULL,
     rule_id       TEXT   NOT NULL,
     rule_name     TEXT   NOT NULL,
-    rule_source   TEXT   NOT NULL CHECK (rule_source IN ('promql', 'stream')),
     labels        TEXT   NOT NULL,
     annotations   TEXT   NOT NULL,
     value_bits    BIGINT NOT NULL,

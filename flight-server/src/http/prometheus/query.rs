@@ -73,7 +73,6 @@ fn options(app: &App, params: &Params) -> Result<QueryOptions, ApiError> {
     let asked = params.duration("timeout")?.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
     let deadline = Instant::now() + asked.map_or(most, |t| t.min(most));
     let limit = params.limit()?;
-    let limit = (limit > 0).then_some(limit);
     Ok(QueryOptions { lookback_ms: params.duration("lookback_delta")?, deadline: Some(deadline), limit, ..QueryOptions::default() })
 }
 

@@ -3,13 +3,37 @@
 use super::*;
 use crate::notify::sink::{Reply, Sink, eventually};
 use crate::store::open;
+use crate::stream::evaluator::FrozenSamples;
 use async_trait::async_trait;
 use fletch_common::{Clock, ManualClock};
+use fletch_schemas::SeriesSet;
 use serde_json::{Value, json};
 
 const MINUTE: i64 = 60_000;
 /// A multiple of every interval used here.
 const START: i64 = 28_000_000 * MINUTE;
+
+/// A past without samples.
+#[derive(Debug)]
+struct NoHistory;
+
+#[async_trait]
+impl SampleHistory for NoHistory {
+    fn freeze(&self, _tenant: &TenantId) -> Arc<dyn FrozenSamples> {
+        Arc::new(NoHistory)
+    }
+}
+
+#[async_trait]
+impl FrozenSamples for NoHistory {
+    async fn since(&self, _metric: &str, _from_ms: i64) -> Result<SeriesSet, String> {
+        Ok(SeriesSet::default())
+    }
+}
+
+fn streams() -> Streams {
+    Streams { registry: Arc::new(SeriesRegistry::new()), history: Arc::new(NoHistory) }
+}
 
 /// Answers `up == 0` with the hosts that a test says are down.
 #[derive(Default)]
@@ -64,7 +88,7 @@ impl Fixture {
         };
         let queries: Arc<dyn InstantQuery> = Arc::clone(&self.hosts) as _;
         let clock: SharedClock = Arc::clone(&self.clock) as _;
-        Alerting::start(settings, queries, store, clock, self.metrics.clone()).await.expect("starts")
+        Alerting::start(settings, queries, streams(), store, clock, self.metrics.clone()).await.expect("starts")
     }
 
     /// Lets one minute pass, in which every group ticks once, and waits until all have.
@@ -365,7 +389,7 @@ async fn wrong_receivers_are_refused_by_name() {
         let queries: Arc<dyn InstantQuery> = Arc::clone(&f.hosts) as _;
         let clock: SharedClock = Arc::clone(&f.clock) as _;
         let settings = Settings { webhooks, ..Settings::default() };
-        Alerting::start(settings, queries, store, clock, f.metrics.clone()).await.err().expect("refused").to_string()
+        Alerting::start(settings, queries, streams(), store, clock, f.metrics.clone()).await.expect_err("refused").to_string()
     };
     assert!(refused(vec![WebhookSettings::to("ftp://x")]).await.contains("webhook `webhook-0`: the url must begin with http"));
     let named = |url: &str| WebhookSettings { name: Some("a".into()), ..WebhookSettings::to(url) };

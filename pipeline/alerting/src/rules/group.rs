@@ -14,7 +14,6 @@ use crate::metrics::{Metrics, StateLabel};
 use crate::record::{Recorder, Subject};
 use crate::state::{Alert, Annotations, Changes, RuleAlerts, Verdict};
 use crate::store::Mark;
-use crate::store::RuleSource;
 use crate::template::{Context, table_link};
 use fletch_common::SharedClock;
 use fletch_schemas::{Labels, METRIC_NAME, TenantId};
@@ -84,7 +83,7 @@ impl RuleRun {
     /// A rule that goes on with the alerts it had.
     pub(crate) fn new(rule: Rule, shared: &Shared, alerts: Vec<Alert>) -> Self {
         let generator_url = format!("{}{}", shared.external_url.trim_end_matches('/'), table_link(&rule.expr));
-        let subject = Subject { tenant: shared.tenant.clone(), rule: rule.id, name: rule.name.clone(), source: RuleSource::Promql, generator_url };
+        let subject = Subject { tenant: shared.tenant.clone(), rule: rule.id, name: rule.name.clone(), generator_url };
         let alerts = RuleAlerts::restore(shared.tenant.clone(), rule.id, alerts);
         count(&shared.metrics, &alerts, 1);
         Self { rule, subject, state: Mutex::new(RuleState { alerts, health: Health::Unknown, last: LastRun::default() }) }

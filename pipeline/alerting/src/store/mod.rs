@@ -57,30 +57,6 @@ pub enum StoreError {
     },
 }
 
-/// Who evaluates a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RuleSource {
-    /// A rule of a Prometheus rule file, at ticks.
-    Promql,
-    /// A streaming SQL rule, at the ends of its windows.
-    Stream,
-}
-
-impl RuleSource {
-    /// As stored.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Promql => "promql",
-            Self::Stream => "stream",
-        }
-    }
-
-    /// The reverse of [`as_str`](Self::as_str).
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Promql, Self::Stream].into_iter().find(|s| s.as_str() == text)
-    }
-}
-
 /// An alert with what is needed to find its rule again.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredAlert {
@@ -90,8 +66,6 @@ pub struct StoredAlert {
     pub rule: Id,
     /// Name of the rule, for people.
     pub rule_name: String,
-    /// Who goes on with it after a restart.
-    pub source: RuleSource,
     /// The alert.
     pub alert: Alert,
     /// When a notification that names it was last delivered; written by [`StateStore::record_attempt`] only.

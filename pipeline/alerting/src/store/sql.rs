@@ -3,7 +3,7 @@
 //! Both databases understand the same statements (`$1`, `ON CONFLICT`, window functions), so they are written once. `sqlx` types connections
 //! per database; its dynamic `Any` loses types. So one macro writes the trait's implementation for each.
 
-use super::{Batch, HistoryRow, Mark, NotificationStatus, OutboxEntry, RuleSource, StateStore, StoreError, StoredAlert, without_password};
+use super::{Batch, HistoryRow, Mark, NotificationStatus, OutboxEntry, StateStore, StoreError, StoredAlert, without_password};
 use crate::notify::payload::label_map;
 use crate::state::{Alert, AlertState, Annotations, Id, Transition, TransitionKind};
 use async_trait::async_trait;
@@ -24,8 +24,8 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("../../schemas/migrations/sqlite");
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../../schemas/migrations/postgres");
 
-const UPSERT_ALERT: &str = "INSERT INTO alert_instances (alert_id, tenant, rule_id, rule_name, rule_source, labels, annotations, value_bits, \
-     state, active_at, fired_at, kept_since, resolved_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+const UPSERT_ALERT: &str = "INSERT INTO alert_instances (alert_id, tenant, rule_id, rule_name, labels, annotations, value_bits, state, \
+     active_at, fired_at, kept_since, resolved_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
      ON CONFLICT (alert_id) DO UPDATE SET rule_name = excluded.rule_name, annotations = excluded.annotations, \
      value_bits = excluded.value_bits, state = excluded.state, active_at = excluded.active_at, fired_at = excluded.fired_at, \
      kept_since = excluded.kept_since, resolved_at = excluded.resolved_at";
@@ -123,7 +123,6 @@ macro_rules! implement_store {
                         .bind(row.tenant.as_str())
                         .bind(row.rule.to_string())
                         .bind(&row.rule_name)
-                        .bind(row.source.as_str())
                         .bind(labels_json(&row.alert.labels))
                         .bind(json(&row.alert.annotations))
                         .bind(row.alert.value.to_bits().cast_signed())
@@ -386,7 +385,6 @@ impl AlertRow<'_> {
             tenant: d.tenant()?,
             rule: d.id("rule_id")?,
             rule_name: d.row.text("rule_name")?,
-            source: d.parse("rule_source", RuleSource::parse)?,
             alert,
             last_sent_ms: d.row.maybe("last_sent")?,
         })

@@ -20,7 +20,6 @@ fn stored(tenant: &TenantId, alerts: &RuleAlerts) -> Vec<StoredAlert> {
         tenant: tenant.clone(),
         rule: Id(9),
         rule_name: "A".to_owned(),
-        source: RuleSource::Stream,
         alert: alert.clone(),
         last_sent_ms: None,
     };

@@ -180,10 +180,10 @@ fn printf_args(args: &[Value]) -> Vec<Value> {
         if verb == Some('%') {
             continue;
         }
-        if let (Some('v'), Some(arg)) = (verb, out.get_mut(at)) {
-            if !matches!(arg, Value::Int(_) | Value::Uint(_) | Value::Bool(_)) {
-                *arg = Value::from(display(arg));
-            }
+        if let (Some('v'), Some(arg)) = (verb, out.get_mut(at))
+            && !matches!(arg, Value::Int(_) | Value::Uint(_) | Value::Bool(_))
+        {
+            *arg = Value::from(display(arg));
         }
         at += 1;
     }
@@ -191,7 +191,8 @@ fn printf_args(args: &[Value]) -> Vec<Value> {
 }
 
 fn numbers(map: &mut FuncMap) {
-    let float_text: [(&str, fn(f64) -> String); 4] = [
+    type FloatText = fn(f64) -> String;
+    let float_text: [(&str, FloatText); 4] = [
         ("humanize", humanize),
         ("humanize1024", humanize1024),
         ("humanizeDuration", humanize_duration),

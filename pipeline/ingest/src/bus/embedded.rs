@@ -19,7 +19,7 @@
 //!   end can never look like what follows it.
 //! - **E4** A heartbeat is written without an fsync and delivered without moving the offset; the next fsync moves it. So no sink ever
 //!   stores an offset that a power loss takes out of the log.
-//! - **E5** The files, spare ones included, never exceed the budget (one small head apart); only whole segments below
+//! - **E5** The files, spare ones included, never exceed the budget; only whole segments below
 //!   [`Bus::release`] are given back.
 //!
 //! # When it fails

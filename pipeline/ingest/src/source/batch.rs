@@ -232,7 +232,7 @@ mod tests {
         let (decoding, mut batch) = (decoding(true), Batch::default());
         let values: [&[u8]; 6] = [
             b"up 1",
-            b"{broken",
+            b"{\"broken",
             // One of two is good.
             b"good 1\nbad x\n",
             // None is.
@@ -250,16 +250,16 @@ mod tests {
         assert!(letters[1].2.starts_with("1 samples refused, 1 stored: line 2: "), "{}", letters[1].2);
         assert!(letters[2].2.starts_with("2 samples refused, 0 stored: line 1: ") && letters[2].2.contains("; line 2: "), "{}", letters[2].2);
         assert!(letters[4].2.contains("metric 0: "), "{}", letters[4].2);
-        assert_eq!(batch.letters[0].value.as_deref(), Some(&b"{broken"[..]));
+        assert_eq!(batch.letters[0].value.as_deref(), Some(&b"{\"broken"[..]));
     }
 
     #[test]
     fn without_a_dead_letter_topic_nothing_is_kept_of_poison_but_the_count() {
         let (decoding, mut batch) = (decoding(false), Batch::default());
         for offset in 0..1_000 {
-            batch.add(&decoding, &message(offset, b"{broken"), NOW_MS);
+            batch.add(&decoding, &message(offset, b"{\"broken"), NOW_MS);
         }
-        assert_eq!((batch.letters.len(), batch.faulty, batch.bytes, batch.next()), (0, 1_000, 7_000, Some(1_000)));
+        assert_eq!((batch.letters.len(), batch.faulty, batch.bytes, batch.next()), (0, 1_000, 8_000, Some(1_000)));
         assert_eq!(batch.last_fault.as_ref().map(|f| f.0), Some(999));
         assert!(batch.append("s").expect("the offset moves").batch.is_empty());
     }

@@ -225,7 +225,10 @@ impl Feed for KafkaFeed {
         };
         let mut list = TopicPartitionList::new();
         let added = list.add_partition_offset(&of.topic, of.number, offset);
-        added.and_then(|()| self.consumer.incremental_assign(&list)).map_err(|error| format!("starting `{of}`: {error}"))
+        added.and_then(|()| self.consumer.incremental_assign(&list)).map_err(|error| format!("starting `{of}`: {error}"))?;
+        // A pause outlives the assignment in which it was made.
+        self.resume(of);
+        Ok(())
     }
 
     fn stop(&mut self, of: &TopicPartition) {

@@ -30,14 +30,16 @@
 //! The formats ([`crate::decode`]); transactions and fencing of the bus on Kafka ([`crate::bus::kafka`]).
 
 mod batch;
+mod collector;
 mod config;
-mod core;
 mod dead_letter;
 mod feed;
 mod format;
 mod metrics;
 mod position;
 mod runner;
+#[cfg(test)]
+mod tests;
 
 pub use config::{Decoder, KafkaSource, OnGap};
 pub use metrics::SourceMetrics;

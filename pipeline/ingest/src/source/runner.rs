@@ -3,7 +3,7 @@
 use super::SourceError;
 use super::batch::Decoding;
 use super::config::KafkaSource;
-use super::core::{Core, LINGER, Wiring};
+use super::collector::{Collector, LINGER, Wiring};
 use super::dead_letter::{DeadLetters, KafkaDeadLetters};
 use super::feed::{Event, Feed, KafkaFeed};
 use super::metrics::{GroupLabels, SourceMetrics};
@@ -111,11 +111,11 @@ fn run(mut feed: KafkaFeed, mut wiring: Wiring, stop: &CancellationToken) -> Res
     let Some(cluster) = cluster_id(&mut feed, &wiring.group, stop)? else { return Ok(()) };
     feed.join().map_err(|error| SourceError::Client { group: wiring.group.clone(), reason: error.to_string() })?;
     wiring.cluster = cluster;
-    let mut core = Core::new(feed, wiring);
+    let mut collector = Collector::new(feed, wiring);
     while !stop.is_cancelled() {
-        core.turn(LINGER)?;
+        collector.turn(LINGER)?;
     }
-    core.finish()
+    collector.finish()
 }
 
 /// Waits for the cluster; `None` when the stop comes first.

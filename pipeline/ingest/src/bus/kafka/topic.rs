@@ -11,22 +11,23 @@ use rdkafka::error::RDKafkaErrorCode;
 use std::time::Duration;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Number of shards of a metric; more than one would need rules that read several partitions.
-const SHARDS: u64 = 1;
+/// The shard of every series: a metric has one shard, more would need rules that read several partitions. It has its place in the hash
+/// already, so that a metric of several shards one day keeps shard 0 where it is.
+const SHARD: u64 = 0;
 
 /// How often, and with which pause, the cluster is asked about a topic that it has just created.
 const SETTLE_ATTEMPTS_MAX: u32 = 100;
 const SETTLE_PAUSE: Duration = Duration::from_millis(200);
 
-/// The partition of all samples and of the metadata of a metric: xxh3-64 of tenant 0xFF metric 0xFF shard (`series_id mod S`, u64
-/// little-endian; S = 1, so 0), modulo the number of partitions.
-pub fn partition_of(tenant: &TenantId, metric: &str, series_id: i64, partitions: u32) -> Partition {
+/// The partition of all samples and of the metadata of a metric: xxh3-64 of tenant, 0xFF, metric, 0xFF, shard (0 as u64, little-endian),
+/// modulo the number of partitions.
+pub fn partition_of(tenant: &TenantId, metric: &str, partitions: u32) -> Partition {
     let mut hash = Xxh3::new();
     hash.update(tenant.as_str().as_bytes());
     hash.update(&[0xff]);
     hash.update(metric.as_bytes());
     hash.update(&[0xff]);
-    hash.update(&(series_id.cast_unsigned() % SHARDS).to_le_bytes());
+    hash.update(&SHARD.to_le_bytes());
     let partition = hash.digest() % u64::from(partitions.max(1));
     Partition::try_from(partition).expect("a remainder of a u32 fits a u32")
 }

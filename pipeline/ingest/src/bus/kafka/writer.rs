@@ -74,7 +74,7 @@ impl Splitter {
                 self.batches[self.partition_of[series.index()] as usize].push(series, time, value);
             }
             for (tenant, metadata) in append.metadata {
-                let partition = partition_of(&tenant, &metadata.metric, 0, self.partitions);
+                let partition = partition_of(&tenant, &metadata.metric, self.partitions);
                 self.metadata[partition as usize].push((tenant, metadata));
             }
         }
@@ -86,7 +86,7 @@ impl Splitter {
         let Self { registry, partition_of: known, partitions, .. } = self;
         registry.with(|all| {
             let new = &all[known.len().min(all.len())..];
-            known.extend(new.iter().map(|s| partition_of(&s.tenant, s.labels.metric(), s.hash, *partitions)));
+            known.extend(new.iter().map(|s| partition_of(&s.tenant, s.labels.metric(), *partitions)));
         });
     }
 

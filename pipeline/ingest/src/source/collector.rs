@@ -40,7 +40,7 @@ const HELD_BYTES_MAX: usize = 64 << 20;
 /// Source partitions that are claimed at the same time.
 const CLAIMS_MAX: usize = 8;
 /// First pause after a failure; doubled with each further one.
-const RETRY_MS_MIN: i64 = 200;
+const RETRY_MS_MIN: i64 = 500;
 /// Longest pause after a failure.
 const RETRY_MS_MAX: i64 = 30_000;
 /// Longest pause when the bus has no room.
@@ -146,7 +146,7 @@ struct State {
 
 /// A source: the feed, its partitions, and what they are appended to.
 #[derive(Debug)]
-pub(super) struct Core<F> {
+pub(super) struct Collector<F> {
     feed: F,
     wiring: Wiring,
     state: State,
@@ -154,7 +154,7 @@ pub(super) struct Core<F> {
     commit_at_ms: i64,
 }
 
-impl<F: Feed> Core<F> {
+impl<F: Feed> Collector<F> {
     pub(super) fn new(feed: F, wiring: Wiring) -> Self {
         let state = State { all_here: !wiring.bus.single_process(), ..State::default() };
         Self { feed, wiring, state, to_commit: BTreeMap::new(), commit_at_ms: 0 }
@@ -215,6 +215,8 @@ impl<F: Feed> Core<F> {
         let all = match self.feed.partitions() {
             Ok(all) => all,
             Err(error) => {
+                // Not known is not missing: the time of grace begins with an answer.
+                self.state.incomplete = Some((now_ms, now_ms + RECHECK_MS));
                 self.state.trouble(&error, &self.wiring);
                 return Ok(());
             }
@@ -276,12 +278,12 @@ impl<F: Feed> Core<F> {
             Err(error) => Err(error),
             Ok((stored, range)) => {
                 let start = resolve(&partition.of, stored, range, wiring)?;
-                feed.start(&partition.of, start).map(|()| start)
+                feed.start(&partition.of, start).map(|()| (start, range.low))
             }
         };
         match started {
-            Ok(start) => {
-                let at = if let Start::At(next) = start { next } else { 0 };
+            Ok((start, low)) => {
+                let at = if let Start::At(next) = start { next } else { low };
                 (partition.place, partition.next, partition.durable) = (Place::Reading, at, at);
                 tracing::info!(partition = %partition.of, ?start, "reading a foreign topic");
             }
@@ -297,14 +299,14 @@ impl<F: Feed> Core<F> {
     /// Delivers what was read: letters first, then the append. All partitions at the same time, so that they share an fsync.
     fn append(&mut self) -> Result<(), SourceError> {
         self.state.round = Round::default();
-        let Wiring { bus, letters, clock, runtime, .. } = &self.wiring;
+        let Wiring { bus, letters, clock, metrics, runtime, .. } = &self.wiring;
         let now_ms = clock.now_ms();
         let due = self.state.partitions.iter_mut().enumerate().filter(|(_, p)| match p.place {
             Place::Waiting { .. } => false,
             Place::Reading => !p.batch.is_empty(),
             Place::Blocked { retry_at_ms } => retry_at_ms <= now_ms,
         });
-        let sends = due.map(|(i, p)| async move { (i, p.send(bus.as_ref(), letters.as_deref(), &self.wiring.metrics).await) });
+        let sends = due.map(|(i, p)| async move { (i, p.send(bus.as_ref(), letters.as_deref(), metrics).await) });
         let outcomes = runtime.block_on(join_all(sends));
         outcomes.into_iter().try_for_each(|(i, outcome)| self.settle(i, outcome))
     }

@@ -1,0 +1,1 @@
+//! Against a real broker, when `FLETCH_TEST_KAFKA=host:port` names one.
