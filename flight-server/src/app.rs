@@ -78,6 +78,11 @@ impl App {
         self.readiness.not_ready()
     }
 
+    /// What every answer to a query should say about what this process cannot see now.
+    pub fn warnings(&self) -> Option<String> {
+        self.readiness.warnings()
+    }
+
     /// Brings gauges up to date that are computed only when somebody looks.
     pub fn refresh_metrics(&self) {
         let _ = self.storage.metrics();
@@ -133,11 +138,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     stop.cancel();
     while tasks.join_next().await.is_some() {}
     app.bus.close().await;
-    app.alerting.stop().await;
     match app.storage.flush().await {
         Ok(report) => tracing::info!(files = report.files, rows = report.rows, version = report.version, "flushed"),
         Err(error) => tracing::error!(%error, "could not flush at the stop; the log has everything and the next start reads it back"),
     }
+    app.readiness.leave().await;
+    app.alerting.stop().await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -169,7 +175,8 @@ async fn start(settings: Settings, stop: &CancellationToken, tasks: &mut JoinSet
     let opened = bus::open(&settings, &store, &storage, &alerting, &registry, &clock, &mut metrics).await?;
     storage.set_bus(Arc::downgrade(&opened.bus));
     let remote_write = Arc::new(RemoteWriteDecoder::new(registry.clone(), settings.limits.clone()));
-    bus::start_sources(&settings, &opened, &registry, &remote_write, &clock, &mut metrics, stop, tasks)?;
+    let parts = bus::SourceParts { registry: &registry, remote_write: &remote_write, clock: &clock, stop };
+    bus::start_sources(&settings, &opened, &parts, &mut metrics, tasks)?;
     tasks.spawn(storage.clone().run_background(stop.clone()));
     maintenance::start(&settings, &store, &clock, &mut metrics, stop, tasks).await?;
     let permits = Arc::new(Semaphore::new(settings.limits.queries_concurrent_max));

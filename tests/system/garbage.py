@@ -56,7 +56,7 @@ CASES = [
     ("remote write 2", ("POST", "/api/v1/write", b"", {**REMOTE_WRITE, "Content-Type": "application/x-protobuf;proto=io.prometheus.write.v2.Request"}), (415,), "1.0"),
     ("zstd", ("POST", "/api/v1/write", b"", {**REMOTE_WRITE, "Content-Encoding": "zstd"}), (415,), "snappy"),
     ("bad tenant", ("POST", "/api/v1/write", GOOD, {**REMOTE_WRITE, "X-Scope-OrgID": "../x"}), (400,), "X-Scope-OrgID"),
-    ("text: not a sample", push("this is not a metric line at all\n"), (400,), "line 1"),
+    ("text: not a sample", push("this is not a metric line at all\n"), (400,), '"line":1'),
     ("text: refused label", push('m{user_id="7"} 1\n'), (400,), "user_id"),
     ("json: cut", push('{"metrics":[{"name":"a","value":1'), (400,), ""),
     ("json: wrong types", push('{"metrics":[{"name":5,"value":{}}]}'), (400,), "name"),

@@ -4,9 +4,11 @@ use crate::config::Settings;
 use anyhow::Context;
 use fletch_alerting::Alerting;
 use fletch_common::SharedClock;
+use fletch_ingest::bus::kafka::{KafkaBus, KafkaSettings, KafkaState};
+use fletch_ingest::source::{SourceDeps, SourceMetrics, SourceRunner};
 use fletch_ingest::bus::embedded::{EmbeddedLog, LogMetrics, LogSettings, LogState, Wiring};
 use fletch_ingest::decode::RemoteWriteDecoder;
-use fletch_ingest::{BatchSink, Bus, SeriesRegistry};
+use fletch_ingest::{Bus, SeriesRegistry};
 use fletch_storage::Storage;
 use fletch_storage::delta::store::claim_bus;
 use object_store::ObjectStore;
@@ -24,10 +26,12 @@ pub(super) struct Opened {
 }
 
 /// What readiness depends on.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Readiness {
     /// The replay of the embedded log.
     Log(watch::Receiver<LogState>),
+    /// Partitions of the bus on Kafka.
+    Kafka(Arc<KafkaBus>),
 }
 
 impl Readiness {
@@ -38,6 +42,31 @@ impl Readiness {
                 LogState::Replaying => Some("reading back the log; what was acknowledged before the start is not yet all visible".into()),
                 LogState::Failed(why) => Some(format!("the log has failed: {why}")),
             },
+            Self::Kafka(bus) => match &*bus.state().borrow() {
+                KafkaState::Ready => None,
+                KafkaState::Joining => Some("waiting for its partitions of the bus".into()),
+                KafkaState::Replaying => Some("reading what the bus has and the tables have not".into()),
+                KafkaState::Failed(why) => Some(format!("the bus has failed: {why}")),
+            },
+        }
+    }
+
+    /// What queries here do not see.
+    pub(super) fn warnings(&self) -> Option<String> {
+        if let Some(why) = self.not_ready() {
+            return Some(format!("the answer may lack samples: {why}"));
+        }
+        let Self::Kafka(bus) = self else { return None };
+        let assignment = bus.assignment();
+        let (owned, all) = (assignment.owned.len(), assignment.partitions as usize);
+        let text = format!("this process holds {owned} of {all} partitions of the bus; samples of the others are in its answers once they are in the tables");
+        (owned < all).then_some(text)
+    }
+
+    /// After the last flush: gives the partitions to the others at once.
+    pub(super) async fn leave(&self) {
+        if let Self::Kafka(bus) = self {
+            bus.leave().await;
         }
     }
 }
@@ -52,35 +81,74 @@ pub(super) async fn open(
     clock: &SharedClock,
     metrics: &mut Registry,
 ) -> anyhow::Result<Opened> {
-    let uuid = EmbeddedLog::identify(&settings.data_dir)?;
-    claim_bus(store.as_ref(), &format!("log:{uuid}")).await?;
-    storage.set_bus_id(&uuid.to_string())?;
-    let sinks: Vec<Arc<dyn BatchSink>> = vec![storage.clone(), alerting.stream_sink()];
     let wiring = Wiring {
         registry: registry.clone(),
         clock: clock.clone(),
-        sinks,
+        sinks: vec![storage.clone(), alerting.stream_sink()],
         admission: Some(storage.clone()),
         metrics: LogMetrics::register(metrics),
     };
-    let log = EmbeddedLog::open(LogSettings::new(settings.data_dir.clone(), settings.log_bytes_max), wiring).await.context("opening the embedded log")?;
-    let readiness = Readiness::Log(log.state());
-    Ok(Opened { bus: log, readiness })
+    let Some(kafka) = &settings.kafka else {
+        let uuid = EmbeddedLog::identify(&settings.data_dir)?;
+        claim_bus(store.as_ref(), &format!("log:{uuid}")).await?;
+        storage.set_bus_id(&uuid.to_string())?;
+        let log_settings = LogSettings::new(settings.data_dir.clone(), settings.log_bytes_max);
+        let log = EmbeddedLog::open(log_settings, wiring).await.context("opening the embedded log")?;
+        let readiness = Readiness::Log(log.state());
+        return Ok(Opened { bus: log, readiness });
+    };
+    let kafka = KafkaSettings {
+        topic: kafka.topic.clone(),
+        group: kafka.group.clone(),
+        partitions: kafka.partitions,
+        properties: kafka.properties.clone(),
+        ..KafkaSettings::new(kafka.brokers.clone())
+    };
+    let identity = KafkaBus::identify(&kafka).await.context("`--kafka-brokers`")?;
+    claim_bus(store.as_ref(), &format!("kafka:{identity}")).await?;
+    storage.set_bus_id(&identity)?;
+    let bus = KafkaBus::open(kafka, wiring).await.context("opening the bus on kafka")?;
+    Ok(Opened { readiness: Readiness::Kafka(bus.clone()), bus })
+}
+
+/// What sources need besides the bus.
+pub(super) struct SourceParts<'a> {
+    pub(super) registry: &'a Arc<SeriesRegistry>,
+    pub(super) remote_write: &'a Arc<RemoteWriteDecoder>,
+    pub(super) clock: &'a SharedClock,
+    pub(super) stop: &'a CancellationToken,
 }
 
 /// Starts reading foreign topics.
-#[allow(clippy::too_many_arguments, reason = "wiring: each part is passed once")]
 pub(super) fn start_sources(
     settings: &Settings,
     opened: &Opened,
-    registry: &Arc<SeriesRegistry>,
-    remote_write: &Arc<RemoteWriteDecoder>,
-    clock: &SharedClock,
+    parts: &SourceParts<'_>,
     metrics: &mut Registry,
-    stop: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
-    let _ = (settings, opened, registry, remote_write, clock, metrics, stop, tasks);
+    if settings.kafka_sources.is_empty() {
+        return Ok(());
+    }
+    let metrics = SourceMetrics::register(metrics);
+    let excluded_topics = settings.kafka.as_ref().map(|k| vec![k.topic.clone(), format!("{}-sources", k.topic)]).unwrap_or_default();
+    for source in &settings.kafka_sources {
+        let deps = SourceDeps {
+            bus: opened.bus.clone(),
+            registry: parts.registry.clone(),
+            limits: settings.limits.clone(),
+            clock: parts.clock.clone(),
+            remote_write: parts.remote_write.clone(),
+            excluded_topics: excluded_topics.clone(),
+            metrics: metrics.clone(),
+        };
+        let runner = SourceRunner::start(source.clone(), deps, parts.stop.clone()).context("config key `fletch.sources.kafka`")?;
+        tasks.spawn(async move {
+            if let Err(error) = runner.finished().await {
+                tracing::error!(%error, "a kafka source has ended; the rest of the server goes on");
+            }
+        });
+    }
     Ok(())
 }
 

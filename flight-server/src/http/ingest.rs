@@ -20,6 +20,9 @@ use axum::{Json, Router};
 use fletch_ingest::decode::{self, BodyFormat, DecodeAdvice, DecodeContext, DecodeError, Decoded, LabelPolicy, PushAnswer};
 use std::sync::Arc;
 
+/// How much of a body that is too large is read before the answer; a client that sends more is cut off.
+const DRAINED_BYTES_MAX: usize = 256 << 20;
+
 /// Routes of this file.
 pub fn routes() -> Router<Arc<App>> {
     Router::new()
@@ -124,11 +127,24 @@ async fn read_body(app: &App, request: Request) -> Result<Bytes, ApiError> {
     };
     let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|n| n > limit) {
+        drain(body).await;
         return Err(too_large());
     }
     let read = axum::body::to_bytes(body, limit).await;
     let bytes = read.map_err(|e| if is_length_error(&e) { too_large() } else { ApiError::bad_data(format!("cannot read the body: {e}")) })?;
     if gzip { gunzip(&bytes, app.settings.limits.request_decompressed_bytes_max) } else { Ok(bytes) }
+}
+
+/// Reads and forgets: a client that is still sending would otherwise meet a closed connection instead of the answer.
+async fn drain(body: axum::body::Body) {
+    let mut frames = body.into_data_stream();
+    let mut left = DRAINED_BYTES_MAX;
+    while let Some(Ok(frame)) = futures::StreamExt::next(&mut frames).await {
+        left = left.saturating_sub(frame.len());
+        if left == 0 {
+            return;
+        }
+    }
 }
 
 fn is_length_error(error: &axum::Error) -> bool {

@@ -282,14 +282,13 @@ impl RuleAlerts {
         for (_, verdict) in verdicts {
             self.hold(now_ms, verdict);
         }
+        self.alerts.retain(|labels, alert| true_now.binary_search(labels).is_ok() || !is_over(alert.state, now_ms));
         let mut count = 0;
         for alert in self.alerts.values_mut() {
             let holds = true_now.binary_search(&alert.labels).is_ok();
             alert.state = if holds { when_true(alert.state, now_ms, policy) } else { when_false(alert.state, now_ms, policy) };
-            let kept = holds || alert.state.is_firing();
-            count += usize::from(kept && alert.state.is_active());
+            count += usize::from(alert.state.is_active());
         }
-        self.alerts.retain(|labels, alert| true_now.binary_search(labels).is_ok() || !is_over(alert.state, now_ms));
         if policy.limit > 0 && count > policy.limit {
             self.clear(now_ms);
             changes.error = Some(StateError::Limit { limit: policy.limit, count });
@@ -352,6 +351,9 @@ fn when_false(state: AlertState, now_ms: i64, policy: Policy) -> AlertState {
     let AlertState::Firing { since_ms, fired_ms, kept_since_ms } = state else { return state };
     let kept_since = kept_since_ms.unwrap_or(now_ms);
     if policy.keep_firing_ms > 0 && now_ms.saturating_sub(kept_since) < policy.keep_firing_ms {
+        if now_ms.saturating_sub(since_ms) < policy.hold_ms {
+            return AlertState::Pending { since_ms };
+        }
         return AlertState::Firing { since_ms, fired_ms, kept_since_ms: Some(kept_since) };
     }
     resolve(state, now_ms)

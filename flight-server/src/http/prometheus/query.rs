@@ -20,7 +20,7 @@ pub(super) async fn instant(app: Shared, tenant: Tenant, params: Params) -> Resu
     let _permit = app.query_permit(&options).await?;
     let query = InstantQuery { text: params.get("query"), at_ms, options };
     let result = app.engine.instant(&source, query).await.map_err(|e| query_error(&e))?;
-    answer(&source, result, &params)
+    answer(&app, &source, result, &params)
 }
 
 /// POST also takes `{"query", "time"}` or `{"query", "start", "end", "step"}` as JSON.
@@ -56,7 +56,7 @@ pub(super) async fn range(app: Shared, tenant: Tenant, params: Params) -> Result
     let _permit = app.query_permit(&options).await?;
     let query = RangeQuery { text: params.get("query"), start_ms, end_ms, step_ms, options };
     let result = app.engine.range(&source, query).await.map_err(|e| query_error(&e))?;
-    answer(&source, result, &params)
+    answer(&app, &source, result, &params)
 }
 
 pub(super) async fn format(app: Shared, params: Params) -> Result<Response, ApiError> {
@@ -76,7 +76,7 @@ fn options(app: &App, params: &Params) -> Result<QueryOptions, ApiError> {
     Ok(QueryOptions { lookback_ms: params.duration("lookback_delta")?, deadline: Some(deadline), limit, ..QueryOptions::default() })
 }
 
-fn answer(source: &ViewSource, result: QueryResult, params: &Params) -> Result<Response, ApiError> {
+fn answer(app: &App, source: &ViewSource, result: QueryResult, params: &Params) -> Result<Response, ApiError> {
     let mut data = Vec::with_capacity(1024);
     json::write_data(&mut data, &result);
     if !params.get("stats").is_empty() && data.last() == Some(&b'}') {
@@ -95,6 +95,7 @@ fn answer(source: &ViewSource, result: QueryResult, params: &Params) -> Result<R
         data.push(b'}');
     }
     let mut warnings = source.view().warnings();
+    warnings.extend(app.warnings());
     warnings.extend(result.warnings);
     Ok(success(&data, &warnings, &result.infos))
 }

@@ -212,7 +212,8 @@ async fn the_api_has_prometheus_shape() {
     f.hosts.set(&["db"]);
     let alerting = f.start(None).await;
     let rules = serde_json::to_value(alerting.rules(&RulesFilter::default())).expect("json");
-    assert_eq!(rules["groups"][0]["rules"][0]["health"], json!("unknown"));
+    let rule = &rules["groups"][0]["rules"][0];
+    assert_eq!((&rule["health"], &rule["state"]), (&json!("unknown"), &json!("unknown")));
     assert_eq!(rules["groups"][0]["lastEvaluation"], json!("0001-01-01T00:00:00Z"));
     for _ in 0..3 {
         f.minute(&alerting).await;

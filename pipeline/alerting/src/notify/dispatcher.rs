@@ -153,7 +153,11 @@ impl Receiver {
         let mut queue = self.queue.lock();
         if queue.len() >= self.shared.queue_max && !queue.contains_key(&slot) {
             if !self.overflowed.swap(true, Ordering::Relaxed) {
-                tracing::error!(receiver = self.notifier.name(), queue_max = self.shared.queue_max, "the queue is full; further notifications wait in the store");
+                tracing::error!(
+                    receiver = self.notifier.name(),
+                    queue_max = self.shared.queue_max,
+                    "the queue is full; further notifications wait in the store"
+                );
             }
             return;
         }

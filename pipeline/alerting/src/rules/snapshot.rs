@@ -45,7 +45,7 @@ pub struct GroupSnapshot {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleSnapshot {
-    /// `firing`, `pending` or `inactive`: the highest of its alerts.
+    /// `firing`, `pending` or `inactive`: the highest of its alerts; `unknown` before the first evaluation.
     pub state: &'static str,
     /// Name of the rule.
     pub name: String,
@@ -154,7 +154,12 @@ fn rule(run: &RuleRun, exclude_alerts: bool) -> RuleSnapshot {
     };
     let has = |name: &str| alerts.iter().any(|a| a.state == name);
     RuleSnapshot {
-        state: if has("firing") { "firing" } else if has("pending") { "pending" } else { "inactive" },
+        state: match (has("firing"), has("pending"), state.last.at_ms) {
+            (true, _, _) => "firing",
+            (_, true, _) => "pending",
+            (_, _, Some(_)) => "inactive",
+            (_, _, None) => "unknown",
+        },
         name: run.rule.name.clone(),
         query: run.rule.expr.clone(),
         duration: seconds(run.rule.policy.hold_ms),

@@ -61,14 +61,27 @@ fn pending_then_firing_then_resolved_then_gone() {
 #[test]
 fn a_gap_before_firing_starts_the_clock_again() {
     let policy = Policy { hold_ms: 2 * MIN, ..Policy::default() };
-    run(policy, &[(1, true, "pending@1", "pending"), (2, false, "-", "inactive"), (3, true, "pending@3", "pending"), (5, true, "firing@3/5", "firing")]);
+    run(
+        policy,
+        &[
+            (1, true, "pending@1", "pending"),
+            (2, false, "-", "inactive"),
+            (3, true, "pending@3", "pending"),
+            (5, true, "firing@3/5", "firing"),
+        ],
+    );
 }
 
 #[test]
 fn without_for_it_fires_at_once_and_a_resolved_alert_starts_anew() {
     run(
         Policy::default(),
-        &[(1, true, "firing@1/1", "firing"), (2, false, "resolved@2", "resolved"), (3, true, "firing@3/3", "firing"), (4, true, "firing@3/3", "")],
+        &[
+            (1, true, "firing@1/1", "firing"),
+            (2, false, "resolved@2", "resolved"),
+            (3, true, "firing@3/3", "firing"),
+            (4, true, "firing@3/3", ""),
+        ],
     );
 }
 
@@ -106,6 +119,17 @@ fn a_raised_for_returns_a_firing_alert_to_pending() {
     assert_eq!(changes.transitions[0].kind, TransitionKind::Pending);
     m.evaluate(10 * MIN, vec![verdict("a", 1.0)], with(10)).expect("ok");
     assert_eq!(text(m.alerts.get(&labels("a")).map(|a| a.state)), "firing@0/10");
+}
+
+#[test]
+fn a_raised_for_also_returns_an_alert_that_is_only_kept_firing() {
+    let mut m = machine();
+    let with = |hold: i64| Policy { hold_ms: hold * MIN, keep_firing_ms: 5 * MIN, limit: 0 };
+    m.evaluate(0, vec![verdict("a", 1.0)], with(0)).expect("ok");
+    m.evaluate(MIN, vec![], with(10)).expect("ok");
+    assert_eq!(text(m.alerts.get(&labels("a")).map(|a| a.state)), "pending@0");
+    m.evaluate(2 * MIN, vec![], with(10)).expect("ok");
+    assert_eq!(text(m.alerts.get(&labels("a")).map(|a| a.state)), "-");
 }
 
 #[test]

@@ -37,8 +37,7 @@ const SUPERSEDE: &str = "UPDATE notifications SET status = 'superseded', finishe
 const INSERT_NOTIFICATION: &str = "INSERT INTO notifications (notification_id, tenant, receiver, alertname, payload, firing, resolved, \
      status, created_at, attempts, last_error) VALUES ($1, $2, $3, $4, $5, $6, $7, 'pending', $8, 0, '') \
      ON CONFLICT (notification_id) DO NOTHING";
-const SET_MARK: &str =
-    "INSERT INTO alerting_marks (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+const SET_MARK: &str = "INSERT INTO alerting_marks (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
 const RECORD_ATTEMPT: &str =
     "UPDATE notifications SET status = $1, finished_at = $2, attempts = $3, last_error = $4 WHERE notification_id = $5";
 /// A failed delivery says nothing about a newer entry that has replaced this one meanwhile.
@@ -49,8 +48,7 @@ const SELECT_OUTBOX_LAST: &str = "SELECT * FROM (SELECT n.*, ROW_NUMBER() OVER (
      ORDER BY finished_at DESC, created_at DESC) AS nth FROM notifications n WHERE status IN ('sent', 'failed')) ranked \
      WHERE nth = 1 AND firing <> '[]' ORDER BY created_at";
 const SELECT_OUTBOX_PENDING: &str = "SELECT * FROM notifications WHERE status = 'pending' ORDER BY created_at, notification_id";
-const SELECT_NOTIFICATIONS: &str =
-    "SELECT * FROM notifications WHERE tenant = $1 ORDER BY created_at DESC, notification_id LIMIT $2";
+const SELECT_NOTIFICATIONS: &str = "SELECT * FROM notifications WHERE tenant = $1 ORDER BY created_at DESC, notification_id LIMIT $2";
 const SELECT_HISTORY: &str = "SELECT * FROM alert_transitions WHERE tenant = $1 AND at >= $2 AND at <= $3 \
      ORDER BY at DESC, transition_id LIMIT $4";
 const SELECT_MARKS: &str = "SELECT name, value FROM alerting_marks WHERE name >= $1 ORDER BY name";

@@ -64,7 +64,14 @@ mod tests {
 
     #[test]
     fn unbalanced_texts_are_refused_with_their_line() {
-        for good in ["", "{{ if 1 }}a{{ else if 2 }}b{{ end }}", "{{- range . -}}{{- end -}}", "{{/* {{ if }} */}}", "{{ \"}} {{ end\" }}", "{{ `{{end` }}{{ 'x' }}"] {
+        for good in [
+            "",
+            "{{ if 1 }}a{{ else if 2 }}b{{ end }}",
+            "{{- range . -}}{{- end -}}",
+            "{{/* {{ if }} */}}",
+            "{{ \"}} {{ end\" }}",
+            "{{ `{{end` }}{{ 'x' }}",
+        ] {
             assert_eq!(check(good), Ok(()), "{good}");
         }
         assert_eq!(check("\n{{ end }}"), Err("2: unexpected {{end}}".to_owned()));

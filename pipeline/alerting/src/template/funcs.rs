@@ -3,9 +3,7 @@
 //! *Pure* functions depend on their arguments alone and are shared by all templates. *Bound* ones belong to one expansion: they know the time,
 //! the answers to queries and how much work was done.
 
-use super::humanize::{
-    humanize, humanize_duration, humanize_percentage, humanize1024, to_float, to_time_ms,
-};
+use super::humanize::{humanize, humanize_duration, humanize_percentage, humanize1024, to_float, to_time_ms};
 use super::text::{self, Result, action_text, display, failed, sprint};
 use super::{Context, OUTPUT_BYTES_MAX, STEPS_MAX};
 use crate::go;
@@ -221,9 +219,13 @@ fn numbers(map: &mut FuncMap) {
         }
     });
     #[allow(clippy::cast_precision_loss, reason = "Go returns float64 seconds too")]
-    add(map, "parseDuration", 1, |a| match fletch_promql::parse_duration(string(&a[0])?) {
-        Ok(ms) => Ok(Value::Float(ms as f64 / 1_000.0)),
-        Err(error) => failed(error.to_string()),
+    add(map, "parseDuration", 1, |a| {
+        let text = string(&a[0])?;
+        let (sign, amount) = text.strip_prefix('-').map_or((1.0, text), |rest| (-1.0, rest));
+        match fletch_promql::parse_duration(amount) {
+            Ok(ms) => Ok(Value::Float(sign * ms as f64 / 1_000.0)),
+            Err(error) => failed(error.to_string()),
+        }
     });
 }
 
@@ -296,7 +298,9 @@ fn add_any(map: &mut FuncMap, name: &'static str, least: usize, function: impl F
 
 fn bounded(name: &str, value: Value) -> Result<Value> {
     match &value {
-        Value::String(text) if text.len() > OUTPUT_BYTES_MAX => failed(format!("{name}: the result is longer than {OUTPUT_BYTES_MAX} bytes")),
+        Value::String(text) if text.len() > OUTPUT_BYTES_MAX => {
+            failed(format!("{name}: the result is longer than {OUTPUT_BYTES_MAX} bytes"))
+        }
         _ => Ok(value),
     }
 }
@@ -325,23 +329,23 @@ pub(crate) fn table_link(expr: &str) -> String {
     format!("/graph?g0.expr={}&g0.tab=1", go::query_escape(expr))
 }
 
-/// `strings.Title`.
+/// The first cased letter of each word in upper case, the rest as it is. Digits, `_` and a single mark inside a word (`'`, `.`, `:`) do not end it.
 fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    let mut previous = ' ';
+    let (mut in_word, mut after_mark) = (false, false);
     for c in text.chars() {
-        if is_separator(previous) {
+        let mark = matches!(c, '\'' | '.' | ':' | '·' | '’');
+        in_word &= !(after_mark && mark);
+        if (c.is_lowercase() || c.is_uppercase()) && !in_word {
             out.extend(c.to_uppercase());
+            in_word = true;
         } else {
             out.push(c);
+            in_word &= mark || c.is_alphanumeric() || c == '_';
         }
-        previous = c;
+        after_mark = mark;
     }
     out
-}
-
-fn is_separator(c: char) -> bool {
-    if c.is_ascii() { !(c.is_ascii_alphanumeric() || c == '_') } else { !c.is_alphanumeric() && c.is_whitespace() }
 }
 
 /// `net.SplitHostPort`; `None` where Go returns an error.

@@ -6,7 +6,7 @@ use chrono::{DateTime, Datelike, Timelike, Utc};
 use gotmpl::Value;
 
 const UP: [&str; 8] = ["k", "M", "G", "T", "P", "E", "Z", "Y"];
-const UP_1024: [&str; 8] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei", "Zi", "Yi"];
+const UP_1024: [&str; 8] = ["ki", "Mi", "Gi", "Ti", "Pi", "Ei", "Zi", "Yi"];
 const DOWN: [&str; 8] = ["m", "u", "n", "p", "f", "a", "z", "y"];
 
 /// A number, a numeric text or a duration (in seconds) as a float.

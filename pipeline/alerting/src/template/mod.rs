@@ -25,9 +25,9 @@ mod text;
 
 use crate::InstantQuery;
 use fletch_schemas::{Labels, TenantId};
+pub(crate) use funcs::table_link;
 use funcs::{Answers, Bound};
 use gotmpl::Value;
-pub(crate) use funcs::table_link;
 use gotmpl::parse::{DefineNode, ListNode, Parser};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -45,8 +45,7 @@ pub const STEPS_MAX: u64 = 200_000;
 pub const QUERIES_MAX: usize = 32;
 
 const DELIMITERS: (&str, &str) = ("{{", "}}");
-const DEFS: &str =
-    "{{$labels := .Labels}}{{$externalLabels := .ExternalLabels}}{{$externalURL := .ExternalURL}}{{$value := .Value}}";
+const DEFS: &str = "{{$labels := .Labels}}{{$externalLabels := .ExternalLabels}}{{$externalURL := .ExternalURL}}{{$value := .Value}}";
 
 /// Why a template cannot be parsed or expanded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -10,9 +10,7 @@
 //! It also refuses unknown functions and variables, which Go's parser does and `gotmpl`'s does not.
 
 use super::funcs;
-use gotmpl::parse::{
-    ActionNode, BranchNode, CommandNode, DefineNode, Expr, ListNode, Node, PipeNode, Pos, SmolStr, TemplateNode,
-};
+use gotmpl::parse::{ActionNode, BranchNode, CommandNode, DefineNode, Expr, ListNode, Node, PipeNode, Pos, SmolStr, TemplateNode};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

@@ -97,7 +97,8 @@ fn humanize_family() {
         ("{{ ($value | toTime).Format \"2006-01-02T15:04:05Z07:00\" }}", 60.0, "1970-01-01T00:01:00Z"),
         ("{{ (toTime $value).Year }} {{ (toTime $value).Month }}", 60.0, "1970 January"),
         ("{{ toDuration $value }} {{ humanizeDuration (toDuration $value) }}", 90.0, "1m30s 1m 30s"),
-        ("{{ parseDuration \"1h30m\" }}", 0.0, "5400"),
+        ("{{ parseDuration \"1h30m\" }} {{ parseDuration \"-5m\" }}", 0.0, "5400 -300"),
+        ("{{ humanize1024 2048.0 }}", 0.0, "2ki"),
     ]);
 }
 
@@ -105,6 +106,7 @@ fn humanize_family() {
 fn texts_and_links() {
     all(&[
         ("{{ \"aa bb_c-d\" | title }} {{ toUpper \"x\" }} {{ toLower \"X\" }}", 0.0, "Aa Bb_c-D X x"),
+        ("{{ title \"don't a.b x..y 1a db-1.example.org\" }}", 0.0, "Don't A.b X..Y 1A Db-1.Example.org"),
         ("{{ match \"^a.*\" \"abc\" }} {{ match \"x\" \"abc\" }}", 0.0, "true false"),
         ("{{ reReplaceAll \"(.*):.*\" \"$1\" .Labels.host }}", 0.0, "db-1.example.org"),
         ("{{ stripPort .Labels.host }} {{ stripDomain .Labels.host }}", 0.0, "db-1.example.org db-1:9100"),
@@ -162,7 +164,9 @@ fn wrong_templates_are_refused_when_parsed() {
 
 #[test]
 fn work_and_output_are_bounded() {
-    let doubling: String = (0..40).map(|i| format!("{{{{define \"t{i}\"}}}}{{{{template \"t{}\"}}}}{{{{template \"t{}\"}}}}{{{{end}}}}", i + 1, i + 1)).collect();
+    let doubling: String = (0..40)
+        .map(|i| format!("{{{{define \"t{i}\"}}}}{{{{template \"t{}\"}}}}{{{{template \"t{}\"}}}}{{{{end}}}}", i + 1, i + 1))
+        .collect();
     for (text, part) in [
         ("{{ range $i := 1000000000 }}{{ end }}".to_owned(), "range"),
         ("{{ range $i := 90000 }}{{ printf \"%1000d\" 1 }}{{ end }}".to_owned(), "the output is longer than"),

@@ -150,7 +150,7 @@ impl Feed for ScriptedFeed {
     fn poll(&mut self, _wait: Duration, on: &mut dyn FnMut(Event<'_>)) {
         while let Some(event) = self.events.pop_front() {
             if let Event::Revoked(list) = &event {
-                list.iter().for_each(|p| drop(self.fetched.remove(p)));
+                self.fetched.retain(|p, _| !list.contains(p));
             }
             on(event);
         }
@@ -466,7 +466,9 @@ fn an_append_that_is_too_large_is_halved_and_a_message_that_is_becomes_a_letter(
 #[test]
 fn a_gap_ends_the_source_and_names_it() {
     for (low, stored, part) in [(10, 4, "offsets 4..10 were deleted"), (0, 99, "read up to offset 99, but it holds 0..3")] {
-        let mut f = Fixture::new(&[3], |bus, _| drop(bus.offsets.lock().insert("src:c/t:0".into(), stored)));
+        let mut f = Fixture::new(&[3], |bus, _| {
+            bus.offsets.lock().insert("src:c/t:0".into(), stored);
+        });
         f.collector.feed().logs.get_mut(&tp(0)).expect("there").low = low;
         f.assign(&[0]);
         let error = f.collector.turn(Duration::ZERO).expect_err("a gap");

@@ -42,8 +42,9 @@ pub enum QueryError {
     BadData(String),
     /// More steps than a series may have in one answer.
     #[error(
-        "exceeded maximum resolution of {limit} points per timeseries. Try decreasing the query resolution (?step=XX), \
-         or raise `query_points_max`"
+        "exceeded maximum resolution of {} points per timeseries. Try decreasing the query resolution (?step=XX), \
+         or raise `query_points_max`",
+        thousands(*limit)
     )]
     TooManyPoints {
         /// The limit `query_points_max`.
@@ -106,4 +107,17 @@ impl QueryError {
             Self::Storage(_) | Self::Internal(_) => ErrorKind::Internal,
         }
     }
+}
+
+/// `11000` as `11,000`, the way Prometheus writes this limit.
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
 }

@@ -69,7 +69,7 @@ fn write_vector(out: &mut Vec<u8>, matrix: &Matrix) {
 
 fn write_matrix(out: &mut Vec<u8>, matrix: &Matrix) {
     let times = TimeTable::of(matrix);
-    out.reserve(matrix.rows() * matrix.steps() * BYTES_PER_VALUE);
+    out.reserve(matrix.cells() * BYTES_PER_VALUE);
     write_rows(out, matrix.rows(), |out, row| {
         write_metric(out, matrix.labels(row));
         out.extend_from_slice(b",\"values\":[");

@@ -92,3 +92,32 @@ impl Generations {
         self.young.insert(text.into(), plan.clone());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_is_bounded_and_keeps_what_is_asked_for() {
+        let plans = Plans::new(&Limits::default());
+        let kept = plans.get("up").expect("a query");
+        for i in 0..3 * GENERATION_MAX {
+            plans.get(&format!("{i}")).expect("a query");
+            if i % 100 == 0 {
+                assert!(Arc::ptr_eq(&kept, &plans.get("up").expect("a query")), "{i}");
+            }
+        }
+        let cache = plans.cache.lock();
+        assert!(cache.young.len() + cache.old.len() <= 2 * GENERATION_MAX);
+        assert!(!cache.young.contains_key("0") && !cache.old.contains_key("0"));
+    }
+
+    #[test]
+    fn what_is_no_query_is_not_kept() {
+        let plans = Plans::new(&Limits::default());
+        for text in ["sum(", "m{a=~\"[\"}", "1 +"] {
+            assert!(plans.get(text).is_err(), "{text}");
+        }
+        assert!(plans.cache.lock().young.is_empty());
+    }
+}

@@ -565,6 +565,22 @@ async fn the_admission_hook_refuses_before_anything_is_written() {
 }
 
 #[tokio::test]
+async fn a_sink_that_panics_fails_the_log_and_the_samples_are_there_at_the_next_start() {
+    let world = World::new();
+    let sink = Scripted::new(&Arc::default()).calling(|delivery| assert_ne!(delivery.to, 3, "the sink is broken"));
+    let sink = Arc::new(sink);
+    let log = world.try_open(world.dir.path(), std::slice::from_ref(&sink)).await.expect("opens");
+    append(&log, &sink, 0..2).await;
+    assert!(log.append(one(&sink.registry, "m", 2)).await.is_err());
+    let mut state = log.state();
+    state.wait_for(|s| matches!(s, LogState::Failed(_))).await.expect("it says so");
+    assert!(matches!(log.append(one(&sink.registry, "m", 3)).await, Err(BusError::Corrupt(_))));
+    log.close().await;
+    let (_, sink) = world.open_at(Some(0)).await;
+    assert_eq!(values(&sink), [0, 1, 2]);
+}
+
+#[tokio::test]
 async fn a_crash_between_the_name_and_the_head_of_a_segment_is_forgotten() {
     let world = World::new();
     let (log, sink) = world.open_at(None).await;

@@ -365,3 +365,33 @@ async fn release_tells_kafka_for_tools() {
     let committed: BTreeMap<_, _> = committed.elements().iter().map(|e| (e.partition() as Partition, e.offset())).collect();
     assert_eq!(committed, end.into_iter().map(|(p, next)| (p, Offset::Offset(next))).collect());
 }
+
+#[tokio::test]
+async fn tmp_broker_restart() {
+    let Some(broker) = broker() else { return };
+    let Ok(dir) = std::env::var("TMP_KAFKA_DIR") else { return };
+    let sink = sink();
+    let bus = ready(&settings(&broker), &sink).await;
+    let mut acked = Vec::new();
+    for n in 0..40 {
+        if n == 10 || n == 25 {
+            let how = if n == 10 { "kill" } else { "stop" };
+            let dir = dir.clone();
+            tokio::task::spawn_blocking(move || {
+                let script = "/work/main/tests/services/kafka.sh";
+                assert!(std::process::Command::new(script).args([how, &dir]).status().expect("runs").success());
+                assert!(std::process::Command::new(script).args(["start", &dir, "29292"]).status().expect("runs").success());
+            });
+        }
+        let t = std::time::Instant::now();
+        let r = bus.append(one(&sink.registry, &format!("m{}", n % 10), n)).await;
+        eprintln!("{n} {r:?} {:?} {:?}", t.elapsed(), bus.state().borrow().clone());
+        if r.is_ok() { acked.push(n) }
+        SystemClock.sleep(Duration::from_millis(300)).await;
+    }
+    bus.close().await;
+    assert_eq!(values(&sink.seen()), acked);
+    assert_no_gaps(&sink.seen());
+    bus.leave().await;
+}
+use fletch_common::Clock;

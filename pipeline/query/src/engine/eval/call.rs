@@ -95,13 +95,10 @@ impl Evaluator<'_> {
             }
         }
         let (range, _) = source.ok_or_else(|| unexpected("a range vector"))?;
-        if id == F::QuantileOverTime
-            && let Some(q) = params.first()
-        {
-            let at = call.spans[0];
-            let wrong: Vec<f64> = distinct(q, grid).filter(|q| !(0.0..=1.0).contains(q)).collect();
-            wrong.into_iter().for_each(|q| self.notes.invalid_quantile(q, at));
-        }
+        let wrong: Vec<f64> = match (id, params.first()) {
+            (F::QuantileOverTime, Some(q)) => distinct(q, grid).filter(|q| !(0.0..=1.0).contains(q)).collect(),
+            _ => Vec::new(),
+        };
         let kernel = Kernel::of(id, params).ok_or_else(|| unexpected("a function of a range vector"))?;
         let control = self.control;
         let input = self.range(range, grid)?;
@@ -110,6 +107,9 @@ impl Evaluator<'_> {
         match id {
             F::AbsentOverTime => return self.absent(call, &out),
             F::Rate | F::Increase => self.check_counters(call, &out),
+            F::QuantileOverTime if !out.is_empty() => {
+                wrong.into_iter().for_each(|q| self.notes.invalid_quantile(q, call.spans[0]));
+            }
             _ => {}
         }
         Ok(out)
