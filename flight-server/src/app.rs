@@ -18,14 +18,13 @@ mod queries;
 pub use logging::start_logging;
 
 use crate::config::Settings;
-use crate::http::error::ApiError;
 use anyhow::Context;
 use fletch_alerting::Alerting;
 use fletch_common::{SharedClock, SystemClock};
 use fletch_ingest::bus::DataDirLock;
 use fletch_ingest::decode::RemoteWriteDecoder;
 use fletch_ingest::{Bus, SeriesRegistry};
-use fletch_query::engine::{Engine, EngineSettings, QueryOptions};
+use fletch_query::engine::{Engine, EngineSettings};
 use fletch_query::sql::{SqlEngine, SqlSettings};
 use fletch_schemas::TenantId;
 use fletch_storage::delta::store::open_store;
@@ -35,9 +34,8 @@ use object_store::ObjectStore;
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -69,7 +67,6 @@ pub struct App {
     /// When the process started, milliseconds.
     pub started_ms: i64,
     readiness: bus::Readiness,
-    permits: Arc<Semaphore>,
 }
 
 impl App {
@@ -87,21 +84,6 @@ impl App {
     pub fn refresh_metrics(&self) {
         let _ = self.storage.metrics();
         self.ingest_metrics.series.set(i64::try_from(self.registry.len()).unwrap_or(i64::MAX));
-    }
-
-    /// Waits for a place among the running queries, at most until the query's deadline.
-    ///
-    /// # Errors
-    /// 503 when the deadline passed in the line.
-    pub async fn query_permit(&self, options: &QueryOptions) -> Result<OwnedSemaphorePermit, ApiError> {
-        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
-            return Ok(permit);
-        }
-        let deadline = options.deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(self.settings.limits.query_seconds_max));
-        match tokio::time::timeout_at(deadline.into(), self.permits.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(ApiError::unavailable("query timed out in the line: more than `queries_concurrent_max` queries are running")),
-        }
     }
 }
 
@@ -180,7 +162,8 @@ async fn start(settings: Settings, stop: &CancellationToken, tasks: &mut JoinSet
     tasks.spawn(storage.clone().run_background(stop.clone()));
     maintenance::start(&settings, &store, &clock, &mut metrics, stop, tasks).await?;
     let permits = Arc::new(Semaphore::new(settings.limits.queries_concurrent_max));
-    let sql_settings = SqlSettings { limits: settings.limits.clone(), spill_dir: Some(settings.data_dir.join("spill")), ..SqlSettings::default() };
+    let sql_settings =
+        SqlSettings { limits: settings.limits.clone(), spill_dir: Some(settings.data_dir.join("spill")), ..SqlSettings::default() };
     let sql = SqlEngine::new(sql_settings, store, clock.clone(), engine.clone(), permits.clone())?;
     let ingest_metrics = IngestMetrics::register(&mut metrics);
     Ok(Arc::new(App {
@@ -197,7 +180,6 @@ async fn start(settings: Settings, stop: &CancellationToken, tasks: &mut JoinSet
         alerting,
         metrics,
         ingest_metrics,
-        permits,
     }))
 }
 

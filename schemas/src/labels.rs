@@ -80,7 +80,8 @@ impl Labels {
             let (name, after) = split(rest).ok_or(LabelError::NotCanonical)?;
             let (value, after) = split(after).ok_or(LabelError::NotCanonical)?;
             let ordered = previous.is_none_or(|p| p < name);
-            if !ordered || name.is_empty() || value.is_empty() || std::str::from_utf8(name).is_err() || std::str::from_utf8(value).is_err() {
+            if !ordered || name.is_empty() || value.is_empty() || std::str::from_utf8(name).is_err() || std::str::from_utf8(value).is_err()
+            {
                 return Err(LabelError::NotCanonical);
             }
             previous = Some(name);

@@ -22,7 +22,7 @@ mod tenant;
 pub use labels::{LabelError, Labels, LabelsBuilder, METRIC_NAME};
 pub use matcher::{MatchOp, Matcher};
 pub use sample::{
-    MetricKind, MetricMetadata, STALE_BITS, TIME_MIN_MS, TIME_FUTURE_MAX_MS, date_of_ms, day_start_ms, is_stale, stale_marker,
+    MetricKind, MetricMetadata, STALE_BITS, TIME_FUTURE_MAX_MS, TIME_MIN_MS, date_of_ms, day_start_ms, is_stale, stale_marker,
 };
 pub use series_set::{SampleColumns, SeriesSet, Slice};
 pub use tenant::{TENANT_BYTES_MAX, TenantError, TenantId};

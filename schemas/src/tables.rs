@@ -41,8 +41,7 @@ impl Table {
 
     /// Columns of the table: the partition columns first, then those of its files.
     pub fn table_schema(self) -> SchemaRef {
-        let mut fields =
-            vec![Field::new("tenant", DataType::Utf8, false), Field::new("date", DataType::Date32, false)];
+        let mut fields = vec![Field::new("tenant", DataType::Utf8, false), Field::new("date", DataType::Date32, false)];
         fields.extend(self.file_schema().fields().iter().map(|f| f.as_ref().clone()));
         Arc::new(Schema::new(fields))
     }

@@ -80,9 +80,7 @@ pub fn size_ns(size: &ScalarValue) -> Result<i64> {
             return plan_err!("tumble(): a window of months has no fixed length; use days");
         }
         ScalarValue::IntervalMonthDayNano(Some(v)) => days_ns(v.days).and_then(|days| days.checked_add(v.nanoseconds)),
-        ScalarValue::IntervalDayTime(Some(v)) => {
-            days_ns(v.days).and_then(|days| days.checked_add(i64::from(v.milliseconds) * 1_000_000))
-        }
+        ScalarValue::IntervalDayTime(Some(v)) => days_ns(v.days).and_then(|days| days.checked_add(i64::from(v.milliseconds) * 1_000_000)),
         ScalarValue::DurationSecond(Some(v)) => v.checked_mul(1_000_000_000),
         ScalarValue::DurationMillisecond(Some(v)) => v.checked_mul(1_000_000),
         ScalarValue::DurationMicrosecond(Some(v)) => v.checked_mul(1_000),

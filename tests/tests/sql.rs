@@ -128,7 +128,15 @@ impl Process {
         }
         let from = self.offsets.entry(partition).or_default();
         let (batch, append_time_ms) = (Arc::new(batch), DAY_ZERO);
-        self.storage.deliver(&Delivery { partition, from: *from, to: *from + 1, append_time_ms, batch, metadata: Vec::new(), sources: Vec::new() });
+        self.storage.deliver(&Delivery {
+            partition,
+            from: *from,
+            to: *from + 1,
+            append_time_ms,
+            batch,
+            metadata: Vec::new(),
+            sources: Vec::new(),
+        });
         *from += 1;
     }
 }
@@ -167,7 +175,9 @@ impl AsyncDB for Connection {
         let mut rows = Vec::new();
         for batch in answer.collect().await? {
             let cells: Vec<_> = batch.columns().iter().map(|c| ArrayFormatter::try_new(c, &options).expect("printable")).collect();
-            let cell = |f: &ArrayFormatter<'_>, row| Some(f.value(row).to_string()).filter(|t| !t.is_empty()).unwrap_or_else(|| "(empty)".to_owned());
+            let cell = |f: &ArrayFormatter<'_>, row| {
+                Some(f.value(row).to_string()).filter(|t| !t.is_empty()).unwrap_or_else(|| "(empty)".to_owned())
+            };
             rows.extend((0..batch.num_rows()).map(|row| cells.iter().map(|f| cell(f, row)).collect::<Vec<_>>()));
         }
         Ok(DBOutput::Rows { types, rows })
@@ -191,7 +201,8 @@ fn column_type(kind: &DataType) -> DefaultColumnType {
 fn cases() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/sql");
     let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    let mut files: Vec<PathBuf> = entries.map(|e| e.expect("an entry").path()).filter(|p| p.extension().is_some_and(|x| x == "slt")).collect();
+    let mut files: Vec<PathBuf> =
+        entries.map(|e| e.expect("an entry").path()).filter(|p| p.extension().is_some_and(|x| x == "slt")).collect();
     files.sort();
     files
 }

@@ -4,10 +4,10 @@ use crate::config::Settings;
 use anyhow::Context;
 use fletch_alerting::Alerting;
 use fletch_common::SharedClock;
-use fletch_ingest::bus::kafka::{KafkaBus, KafkaSettings, KafkaState};
-use fletch_ingest::source::{SourceDeps, SourceMetrics, SourceRunner};
 use fletch_ingest::bus::embedded::{EmbeddedLog, LogMetrics, LogSettings, LogState, Wiring};
+use fletch_ingest::bus::kafka::{KafkaBus, KafkaSettings, KafkaState};
 use fletch_ingest::decode::RemoteWriteDecoder;
+use fletch_ingest::source::{SourceDeps, SourceMetrics, SourceRunner};
 use fletch_ingest::{Bus, SeriesRegistry};
 use fletch_storage::Storage;
 use fletch_storage::delta::store::claim_bus;
@@ -59,7 +59,9 @@ impl Readiness {
         let Self::Kafka(bus) = self else { return None };
         let assignment = bus.assignment();
         let (owned, all) = (assignment.owned.len(), assignment.partitions as usize);
-        let text = format!("this process holds {owned} of {all} partitions of the bus; samples of the others are in its answers once they are in the tables");
+        let text = format!(
+            "this process holds {owned} of {all} partitions of the bus; samples of the others are in its answers once they are in the tables"
+        );
         (owned < all).then_some(text)
     }
 

@@ -34,7 +34,11 @@ impl IngestMetrics {
         registry.register("fletch_ingest_samples", "Samples decoded and offered to the bus", m.samples.clone());
         registry.register("fletch_ingest_requests", "Requests decoded", m.requests.clone());
         registry.register("fletch_ingest_refused_samples", "Samples refused, by reason", m.refused.clone());
-        registry.register("fletch_ingest_unbounded_labels", "New series with a label such as user_id that were taken all the same", m.unbounded_labels.clone());
+        registry.register(
+            "fletch_ingest_unbounded_labels",
+            "New series with a label such as user_id that were taken all the same",
+            m.unbounded_labels.clone(),
+        );
         registry.register("fletch_ingest_known_series", "Series that this process knows", m.series.clone());
         m
     }
@@ -48,7 +52,11 @@ impl IngestMetrics {
         }
         if let Some(label) = decoded.unbounded_label {
             self.unbounded_labels.inc_by(decoded.stats.unbounded_labels);
-            tracing::warn!(label, series = decoded.stats.unbounded_labels, "new series carry a label that usually has one value per user or request: drop it at the sender");
+            tracing::warn!(
+                label,
+                series = decoded.stats.unbounded_labels,
+                "new series carry a label that usually has one value per user or request: drop it at the sender"
+            );
         }
     }
 }

@@ -41,7 +41,11 @@ pub(super) async fn start(
     }
     let metrics = Metrics::default();
     registry.register("fletch_tier_rows", "Rows written to samples_1m", metrics.rows.clone());
-    registry.register("fletch_tier_replaced_files", "Files of samples_1m replaced because late samples re-opened their windows", metrics.replaced.clone());
+    registry.register(
+        "fletch_tier_replaced_files",
+        "Files of samples_1m replaced because late samples re-opened their windows",
+        metrics.replaced.clone(),
+    );
     registry.register("fletch_tier_failures", "Runs of the tier job that failed", metrics.failures.clone());
     let open = |table| DeltaTable::open_or_create(store.clone(), table_root(table), table, clock.clone());
     // A handle of its own: the job follows the log at its own pace.

@@ -32,9 +32,13 @@ pub(super) async fn start_alerting(
         tenant: rules_tenant(settings)?,
         rule_files: relative(&settings.rule_files),
         stream_rule_files: relative(&settings.stream_rule_files),
-        defaults: Defaults { interval_ms: i64::try_from(settings.evaluation_interval.as_millis()).unwrap_or(60_000), ..Defaults::default() },
+        defaults: Defaults {
+            interval_ms: i64::try_from(settings.evaluation_interval.as_millis()).unwrap_or(60_000),
+            ..Defaults::default()
+        },
         external_url: settings.external_url.clone(),
-        external_labels: Labels::from_pairs(settings.external_labels.iter().map(|(n, v)| (n, v))).context("config key `global.external_labels`")?,
+        external_labels: Labels::from_pairs(settings.external_labels.iter().map(|(n, v)| (n, v)))
+            .context("config key `global.external_labels`")?,
         webhooks: settings.webhooks.clone(),
         ..fletch_alerting::Settings::default()
     };
@@ -43,7 +47,6 @@ pub(super) async fn start_alerting(
     let metrics = fletch_alerting::Metrics::new(metrics);
     Ok(Alerting::start(alerting_settings, answers, streams, state, clock.clone(), metrics).await?)
 }
-
 
 #[derive(Debug)]
 struct Answers {
@@ -60,9 +63,13 @@ impl InstantQuery for Answers {
         let result = self.engine.instant(&source, query).await.map_err(|e| e.to_string())?;
         match result.value {
             Value::Scalar { value, .. } => Ok(vec![(Labels::empty(), value)]),
-            Value::Vector(matrix) => Ok((0..matrix.rows()).filter_map(|row| matrix.mask(row).has(0).then(|| (matrix.labels(row).clone(), matrix.values(row)[0]))).collect()),
+            Value::Vector(matrix) => Ok((0..matrix.rows())
+                .filter_map(|row| matrix.mask(row).has(0).then(|| (matrix.labels(row).clone(), matrix.values(row)[0])))
+                .collect()),
             Value::Text { .. } => Err("the expression is a string: a rule needs numbers".into()),
-            Value::Matrix(_) | Value::Samples(_) => Err("the expression is a range vector: a rule needs an instant vector or a scalar".into()),
+            Value::Matrix(_) | Value::Samples(_) => {
+                Err("the expression is a range vector: a rule needs an instant vector or a scalar".into())
+            }
         }
     }
 }

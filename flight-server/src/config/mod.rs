@@ -111,7 +111,9 @@ impl Settings {
             kafka.get_or_insert_default().brokers.clone_from(brokers);
         }
         if kafka.is_some() && flags.object_store.is_none() && fletch.object_store.is_none() {
-            tracing::warn!("the bus is kafka and the object store is a local folder: other processes on this bus need `--object-store` with one shared store");
+            tracing::warn!(
+                "the bus is kafka and the object store is a local folder: other processes on this bus need `--object-store` with one shared store"
+            );
         }
         let http_addr = flags.http_addr.or(fletch.http_addr).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9090)));
         let external_url = fletch.external_url.unwrap_or_else(|| format!("http://{http_addr}"));
@@ -161,7 +163,9 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused_by_name() {
-        for (text, culprit) in [("globl: {}\n", "globl"), ("fletch:\n  data_dri: x\n", "data_dri"), ("fletch:\n  limits:\n    nope: 1\n", "nope")] {
+        for (text, culprit) in
+            [("globl: {}\n", "globl"), ("fletch:\n  data_dri: x\n", "data_dri"), ("fletch:\n  limits:\n    nope: 1\n", "nope")]
+        {
             let error = load(text).expect_err("unknown key").to_string();
             assert!(error.contains(culprit) && error.contains("test.yml"), "{error}");
         }

@@ -68,7 +68,11 @@ impl Handle {
     /// They are no handle of this version.
     pub(super) fn decode_from(bytes: &[u8]) -> Result<Self, Status> {
         let handle = Self::decode(bytes).map_err(|e| Status::invalid_argument(format!("not a handle of this server: {e}")))?;
-        if handle.version == VERSION { Ok(handle) } else { Err(Status::invalid_argument("not a handle of this version of the server; prepare again")) }
+        if handle.version == VERSION {
+            Ok(handle)
+        } else {
+            Err(Status::invalid_argument("not a handle of this version of the server; prepare again"))
+        }
     }
 
     /// The same statement as a ticket of its own.
@@ -126,7 +130,8 @@ fn params_bytes(params: &Params) -> Result<Bytes, Status> {
     let Params::Positional(values) = params else { return Ok(Bytes::new()) };
     let columns = values.iter().map(ScalarValue::to_array).collect::<Result<Vec<ArrayRef>, _>>();
     let columns = columns.map_err(|e| Status::invalid_argument(format!("a parameter: {e}")))?;
-    let fields: Vec<Field> = columns.iter().enumerate().map(|(i, c)| Field::new((i + 1).to_string(), c.data_type().clone(), true)).collect();
+    let fields: Vec<Field> =
+        columns.iter().enumerate().map(|(i, c)| Field::new((i + 1).to_string(), c.data_type().clone(), true)).collect();
     let schema = Arc::new(Schema::new(fields));
     let batch = RecordBatch::try_new(schema.clone(), columns).map_err(internal)?;
     let mut writer = StreamWriter::try_new(Vec::new(), &schema).map_err(internal)?;
@@ -161,7 +166,9 @@ impl Projection {
     /// # Errors
     /// A column has another type now, or is gone and must not be NULL.
     pub(super) fn new(from: &Schema, to: &SchemaRef) -> Result<Self, Status> {
-        let changed = |name: &str, how: &str| Status::failed_precondition(format!("column `{name}` {how} since the statement was prepared; prepare it again"));
+        let changed = |name: &str, how: &str| {
+            Status::failed_precondition(format!("column `{name}` {how} since the statement was prepared; prepare it again"))
+        };
         let mut columns = Vec::with_capacity(to.fields().len());
         for (at, field) in to.fields().iter().enumerate() {
             let before = to.fields()[..at].iter().filter(|f| f.name() == field.name()).count();

@@ -9,8 +9,8 @@ use super::session::Caller;
 use super::status::status_of;
 use super::{FlightSql, internal};
 use arrow::array::RecordBatch;
-use arrow::compute::like;
 use arrow::array::{Datum, StringArray};
+use arrow::compute::like;
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow_flight::sql::metadata::{SqlInfoData, SqlInfoDataBuilder, XdbcTypeInfo, XdbcTypeInfoData, XdbcTypeInfoDataBuilder};
 use arrow_flight::sql::{
@@ -91,7 +91,10 @@ impl FlightSql {
         let wanted = move |schema: &str, name: &str| {
             let kind = if schema == METRICS { "VIEW" } else { "TABLE" };
             let kind_wanted = kinds.is_empty() || kinds.iter().any(|k| k == kind);
-            !other_catalog && kind_wanted && matches_pattern(schema, schema_filter.as_deref()) && matches_pattern(name, table_filter.as_deref())
+            !other_catalog
+                && kind_wanted
+                && matches_pattern(schema, schema_filter.as_deref())
+                && matches_pattern(name, table_filter.as_deref())
         };
         let view = self.storage.view(&caller.tenant);
         let tables = self.sql.tables(&view, wanted, columns).await.map_err(status_of)?;
@@ -253,7 +256,10 @@ fn syntax_info(info: &mut SqlInfoDataBuilder) {
     info.append(I::SqlSupportsConvert, HashMap::<i32, Vec<i32>>::new());
     info.append(I::SqlKeywords, &["EXCLUDE", "ILIKE", "QUALIFY", "REGEXP"][..]);
     info.append(I::SqlNumericFunctions, &["abs", "ceil", "exp", "floor", "ln", "log", "power", "round", "signum", "sqrt", "trunc"][..]);
-    info.append(I::SqlStringFunctions, &["concat", "length", "lower", "regexp_match", "replace", "split_part", "substr", "trim", "upper"][..]);
+    info.append(
+        I::SqlStringFunctions,
+        &["concat", "length", "lower", "regexp_match", "replace", "split_part", "substr", "trim", "upper"][..],
+    );
     info.append(I::SqlSystemFunctions, &["coalesce", "nullif", "version"][..]);
     info.append(I::SqlDatetimeFunctions, &["date_bin", "date_part", "date_trunc", "now", "to_timestamp", "tumble"][..]);
 }
@@ -306,7 +312,11 @@ fn xdbc_types() -> XdbcTypeInfoDataBuilder {
         unsigned_attribute: Some(false),
         ..XdbcTypeInfo::default()
     };
-    let number = |name: &str, data_type, size| XdbcTypeInfo { num_prec_radix: Some(10), auto_increment: Some(false), ..plain(name, data_type, size) };
+    let number = |name: &str, data_type, size| XdbcTypeInfo {
+        num_prec_radix: Some(10),
+        auto_increment: Some(false),
+        ..plain(name, data_type, size)
+    };
     types.append(number("BIGINT", XdbcDataType::XdbcBigint, 19));
     types.append(number("INTEGER", XdbcDataType::XdbcInteger, 10));
     types.append(XdbcTypeInfo { num_prec_radix: Some(2), ..number("DOUBLE", XdbcDataType::XdbcDouble, 53) });
@@ -352,7 +362,10 @@ mod tests {
             let command = CommandGetDbSchemas { catalog: catalog.map(str::to_owned), db_schema_filter_pattern: pattern.map(str::to_owned) };
             answer(Command::CommandGetDbSchemas(command)).num_rows()
         };
-        assert_eq!((schemas(None, None), schemas(Some("fletch"), Some("p%")), schemas(Some("x"), None), schemas(None, Some("_"))), (3, 1, 0, 1));
+        assert_eq!(
+            (schemas(None, None), schemas(Some("fletch"), Some("p%")), schemas(Some("x"), None), schemas(None, Some("_"))),
+            (3, 1, 0, 1)
+        );
         assert_eq!(answer(Command::CommandGetCatalogs(CommandGetCatalogs {})).num_rows(), 1);
         assert!(matches_pattern("cpu_usage", Some("cpu%")) && !matches_pattern("cpu", Some("mem%")) && matches_pattern("x", None));
     }

@@ -16,7 +16,10 @@ use tonic::{Request, Status, Streaming};
 
 impl FlightSql {
     /// Binds parameters to a prepared statement; the answer is its new handle.
-    pub(super) async fn put(&self, request: Request<Streaming<FlightData>>) -> Result<BoxStream<'static, Result<PutResult, Status>>, Status> {
+    pub(super) async fn put(
+        &self,
+        request: Request<Streaming<FlightData>>,
+    ) -> Result<BoxStream<'static, Result<PutResult, Status>>, Status> {
         let caller = Caller::of(&request)?;
         let mut messages = request.into_inner();
         let Some(first) = messages.message().await? else { return Err(Status::invalid_argument("an empty DoPut")) };

@@ -58,7 +58,9 @@ impl Caller {
         let option = header(metadata, TIMESTAMP_UNIT).or_else(|| cookie_option(metadata));
         let unit = match option {
             None => TimeUnit::Nanosecond,
-            Some(text) => unit_of(&text).ok_or_else(|| Status::invalid_argument(format!("timestamp_unit is s, ms, us or ns, not `{text}`")))?,
+            Some(text) => {
+                unit_of(&text).ok_or_else(|| Status::invalid_argument(format!("timestamp_unit is s, ms, us or ns, not `{text}`")))?
+            }
         };
         Ok(Self { tenant, unit, timeout: header(metadata, "grpc-timeout").as_deref().and_then(grpc_timeout) })
     }
@@ -82,7 +84,9 @@ fn header(metadata: &MetadataMap, name: &str) -> Option<String> {
 fn cookie_option(metadata: &MetadataMap) -> Option<String> {
     let all = metadata.get_all("cookie");
     let mut pairs = all.iter().filter_map(|c| c.to_str().ok()).flat_map(|c| c.split(';'));
-    pairs.find_map(|pair| pair.trim().strip_prefix(COOKIE)?.strip_prefix('=').map(|v| v.trim_matches('"').to_owned())).filter(|v| !v.is_empty())
+    pairs
+        .find_map(|pair| pair.trim().strip_prefix(COOKIE)?.strip_prefix('=').map(|v| v.trim_matches('"').to_owned()))
+        .filter(|v| !v.is_empty())
 }
 
 fn unit_of(text: &str) -> Option<TimeUnit> {
@@ -354,7 +358,8 @@ mod tests {
 
     #[test]
     fn metadata_says_who_calls_and_how() {
-        let caller = Caller::of(&request(&[("x-scope-orgid", "t1"), ("cookie", "a=b; fletch_session=us"), ("grpc-timeout", "1500m")])).expect("valid");
+        let caller = Caller::of(&request(&[("x-scope-orgid", "t1"), ("cookie", "a=b; fletch_session=us"), ("grpc-timeout", "1500m")]))
+            .expect("valid");
         assert_eq!((caller.tenant.as_str(), caller.unit, caller.timeout), ("t1", TimeUnit::Microsecond, Some(Duration::from_millis(1500))));
         let plain = Caller::of(&request(&[])).expect("valid");
         assert_eq!((plain.tenant.as_str(), plain.unit, plain.timeout), ("default", TimeUnit::Nanosecond, None));

@@ -33,5 +33,7 @@ pub(super) fn no_transactions() -> Status {
 
 /// Nothing is written through Flight SQL.
 pub(super) fn read_only(what: &str) -> Status {
-    Status::unimplemented(format!("{what} is not supported: Flight SQL is read-only here; samples are written with remote write, JSON, text or Kafka"))
+    Status::unimplemented(format!(
+        "{what} is not supported: Flight SQL is read-only here; samples are written with remote write, JSON, text or Kafka"
+    ))
 }

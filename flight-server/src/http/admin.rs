@@ -3,8 +3,8 @@
 use super::Shared;
 use super::error::ApiError;
 use crate::app::App;
-use axum::response::Response;
 use axum::Router;
+use axum::response::Response;
 use axum::routing::post;
 use std::sync::Arc;
 

@@ -6,10 +6,10 @@
 //!
 //! A batch is never all or nothing because of one bad sample: what is good is stored, what is bad is named in the answer.
 
+use super::Shared;
 use super::error::ApiError;
 use super::server::Connection;
 use super::tenant::Tenant;
-use super::Shared;
 use crate::app::App;
 use axum::body::Bytes;
 use axum::extract::{Extension, Request};
@@ -25,10 +25,7 @@ const DRAINED_BYTES_MAX: usize = 256 << 20;
 
 /// Routes of this file.
 pub fn routes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/api/v1/write", post(remote_write))
-        .route("/api/v1/metrics", post(push))
-        .route("/api/v1/metrics/write", post(push))
+    Router::new().route("/api/v1/write", post(remote_write)).route("/api/v1/metrics", post(push)).route("/api/v1/metrics/write", post(push))
 }
 
 /// Remote write 1: snappy-compressed protobuf, 204 when all of it is durable.
@@ -55,7 +52,9 @@ fn check_remote_write_headers(headers: &HeaderMap) -> Result<(), ApiError> {
     let text = |name| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("");
     let content_type = text(header::CONTENT_TYPE).to_ascii_lowercase();
     if content_type.contains("proto=") && !content_type.contains("proto=prometheus.writerequest") {
-        return unsupported(format!("content type `{content_type}` is not supported yet: send remote write 1.0 (`application/x-protobuf`)"));
+        return unsupported(format!(
+            "content type `{content_type}` is not supported yet: send remote write 1.0 (`application/x-protobuf`)"
+        ));
     }
     let encoding = text(header::CONTENT_ENCODING);
     if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("snappy") {
@@ -131,7 +130,8 @@ async fn read_body(app: &App, request: Request) -> Result<Bytes, ApiError> {
         return Err(too_large());
     }
     let read = axum::body::to_bytes(body, limit).await;
-    let bytes = read.map_err(|e| if is_length_error(&e) { too_large() } else { ApiError::bad_data(format!("cannot read the body: {e}")) })?;
+    let bytes =
+        read.map_err(|e| if is_length_error(&e) { too_large() } else { ApiError::bad_data(format!("cannot read the body: {e}")) })?;
     if gzip { gunzip(&bytes, app.settings.limits.request_decompressed_bytes_max) } else { Ok(bytes) }
 }
 

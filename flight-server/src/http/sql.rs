@@ -193,7 +193,8 @@ fn params_of(value: Option<&Value>) -> Result<Params, ApiError> {
         }
         Some(value) => value,
     };
-    let scalar = |v: &Value| scalar_of(v).ok_or_else(|| ApiError::parameter("params", format!("{v} is not a text, number, boolean or null")));
+    let scalar =
+        |v: &Value| scalar_of(v).ok_or_else(|| ApiError::parameter("params", format!("{v} is not a text, number, boolean or null")));
     match value {
         Value::Array(values) => Ok(Params::Positional(values.iter().map(scalar).collect::<Result<_, _>>()?)),
         Value::Object(values) => {
@@ -247,7 +248,11 @@ mod tests {
             ("application/json", "query=SELECT 1", ""),
             ("text/plain", "q=SELECT 1", "SELECT 2"),
         ] {
-            assert_eq!(call(content_type, "*/*", url, body).map(|c| c.sql).ok().as_deref(), Some("SELECT 1"), "{content_type} {url} {body}");
+            assert_eq!(
+                call(content_type, "*/*", url, body).map(|c| c.sql).ok().as_deref(),
+                Some("SELECT 1"),
+                "{content_type} {url} {body}"
+            );
         }
         assert!(call("text/plain", "", "", "  ").is_err_and(|e| e.message().contains("no statement")));
         assert!(call("application/json", "", "", "[1]").is_err_and(|e| e.message().contains("JSON object")));

@@ -158,6 +158,7 @@ impl Alerting {
         clock: SharedClock,
         metrics: Metrics,
     ) -> Result<Arc<Self>, AlertingError> {
+        let settings = Settings { external_url: settings.external_url.trim_end_matches('/').to_owned(), ..settings };
         let groups = load(&settings, &settings.rule_files).await?;
         let stream_files = stream::load(&settings.stream_rule_files, &settings.tenant).await.map_err(AlertingError::StreamRules)?;
         let (notifiers, policies) = receivers(&settings.webhooks, &clock)?;

@@ -29,4 +29,3 @@ mod error;
 pub use engine::{FlushReport, Settings, Storage};
 pub use error::{Advice, StorageError};
 pub use view::{ReadView, SelectLimits};
-

@@ -10,17 +10,17 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use axum::response::Response;
 use fletch_query::ViewSource;
-use fletch_query::engine::{ErrorKind, InstantQuery, QueryError, QueryOptions, QueryResult, RangeQuery, json};
+use fletch_query::engine::{ErrorKind, InstantQuery, QueryError, QueryOptions, QueryResult, QueryStats, RangeQuery, json};
 use std::time::{Duration, Instant};
 
 pub(super) async fn instant(app: Shared, tenant: Tenant, params: Params) -> Result<Response, ApiError> {
     let at_ms = params.time("time", app.clock.now_ms())?;
     let options = options(&app, &params)?;
     let source = source(&app, &tenant);
-    let _permit = app.query_permit(&options).await?;
     let query = InstantQuery { text: params.get("query"), at_ms, options };
-    let result = app.engine.instant(&source, query).await.map_err(|e| query_error(&e))?;
-    answer(&app, &source, result, &params)
+    let with_stats = !params.get("stats").is_empty();
+    let answer = app.engine.instant_with(&source, query, move |result| encode(result, with_stats)).await.map_err(|e| query_error(&e))?;
+    Ok(answer.respond(&app, &source))
 }
 
 /// POST also takes `{"query", "time"}` or `{"query", "start", "end", "step"}` as JSON.
@@ -53,10 +53,10 @@ pub(super) async fn range(app: Shared, tenant: Tenant, params: Params) -> Result
     }
     let options = options(&app, &params)?;
     let source = source(&app, &tenant);
-    let _permit = app.query_permit(&options).await?;
     let query = RangeQuery { text: params.get("query"), start_ms, end_ms, step_ms, options };
-    let result = app.engine.range(&source, query).await.map_err(|e| query_error(&e))?;
-    answer(&app, &source, result, &params)
+    let with_stats = !params.get("stats").is_empty();
+    let answer = app.engine.range_with(&source, query, move |result| encode(result, with_stats)).await.map_err(|e| query_error(&e))?;
+    Ok(answer.respond(&app, &source))
 }
 
 pub(super) async fn format(app: Shared, params: Params) -> Result<Response, ApiError> {
@@ -76,28 +76,43 @@ fn options(app: &App, params: &Params) -> Result<QueryOptions, ApiError> {
     Ok(QueryOptions { lookback_ms: params.duration("lookback_delta")?, deadline: Some(deadline), limit, ..QueryOptions::default() })
 }
 
-fn answer(app: &App, source: &ViewSource, result: QueryResult, params: &Params) -> Result<Response, ApiError> {
+/// An answer as it was encoded on the thread that computed it.
+struct Encoded {
+    data: Vec<u8>,
+    warnings: Vec<String>,
+    infos: Vec<String>,
+}
+
+fn encode(result: QueryResult, with_stats: bool) -> Encoded {
     let mut data = Vec::with_capacity(1024);
     json::write_data(&mut data, &result);
-    if !params.get("stats").is_empty() && data.last() == Some(&b'}') {
+    if with_stats && data.last() == Some(&b'}') {
         data.pop();
-        let stats = serde_json::json!({
-            "timings": {
-                "evalTotalTime": (result.stats.prepare + result.stats.select + result.stats.evaluate).as_secs_f64(),
-                "queryPreparationTime": result.stats.prepare.as_secs_f64(),
-                "innerEvalTime": result.stats.evaluate.as_secs_f64(),
-                "execQueueTime": 0.0, "execTotalTime": (result.stats.prepare + result.stats.select + result.stats.evaluate).as_secs_f64(),
-            },
-            "samples": {"totalQueryableSamples": result.stats.samples, "peakSamples": result.stats.samples},
-        });
         data.extend_from_slice(b",\"stats\":");
-        data.extend_from_slice(stats.to_string().as_bytes());
+        data.extend_from_slice(stats(&result.stats).to_string().as_bytes());
         data.push(b'}');
     }
-    let mut warnings = source.view().warnings();
-    warnings.extend(app.warnings());
-    warnings.extend(result.warnings);
-    Ok(success(&data, &warnings, &result.infos))
+    Encoded { data, warnings: result.warnings, infos: result.infos }
+}
+
+fn stats(stats: &QueryStats) -> serde_json::Value {
+    let total = (stats.prepare + stats.select + stats.evaluate).as_secs_f64();
+    serde_json::json!({
+        "timings": {
+            "evalTotalTime": total, "resultSortTime": 0.0, "queryPreparationTime": (stats.prepare + stats.select).as_secs_f64(),
+            "innerEvalTime": stats.evaluate.as_secs_f64(), "execQueueTime": 0.0, "execTotalTime": total,
+        },
+        "samples": {"totalQueryableSamples": stats.samples, "peakSamples": stats.samples},
+    })
+}
+
+impl Encoded {
+    fn respond(self, app: &App, source: &ViewSource) -> Response {
+        let mut warnings = source.view().warnings();
+        warnings.extend(app.warnings());
+        warnings.extend(self.warnings);
+        success(&self.data, &warnings, &self.infos)
+    }
 }
 
 fn query_error(error: &QueryError) -> ApiError {

@@ -16,7 +16,9 @@ use arrow::csv::WriterBuilder as CsvBuilder;
 use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::writer::StreamWriter;
-use arrow::json::writer::{Encoder as JsonEncoder, EncoderFactory, EncoderOptions, JsonArray, LineDelimited, NullableEncoder, make_encoder};
+use arrow::json::writer::{
+    Encoder as JsonEncoder, EncoderFactory, EncoderOptions, JsonArray, LineDelimited, NullableEncoder, make_encoder,
+};
 use arrow::json::{WriterBuilder as JsonBuilder, writer::JsonFormat};
 use arrow::util::display::FormatOptions;
 use arrow::util::pretty::pretty_format_batches_with_options;
@@ -340,7 +342,8 @@ mod tests {
 
     #[tokio::test]
     async fn json_is_one_array_whatever_the_batches() {
-        let row = r#"{"time":"1970-01-01T00:00:00Z","value":"NaN","host":"a,\"b"},{"time":"1970-01-01T00:00:01.500Z","value":null,"host":null}"#;
+        let row =
+            r#"{"time":"1970-01-01T00:00:00Z","value":"NaN","host":"a,\"b"},{"time":"1970-01-01T00:00:01.500Z","value":null,"host":null}"#;
         assert_eq!(text_of(Format::Json, 0).await, "[]\n");
         assert_eq!(text_of(Format::Json, 1).await, format!("[{row}]\n"));
         assert_eq!(text_of(Format::Json, 2).await, format!("[{row},{row}]\n"));
@@ -359,7 +362,8 @@ mod tests {
     async fn arrow_and_parquet_read_back() {
         for batches in [0, 3] {
             let (bytes, _) = written(Format::Arrow, vec![Ok(batch()); batches]).await;
-            let read: Vec<RecordBatch> = StreamReader::try_new(bytes.as_slice(), None).expect("a stream").map(|b| b.expect("a batch")).collect();
+            let read: Vec<RecordBatch> =
+                StreamReader::try_new(bytes.as_slice(), None).expect("a stream").map(|b| b.expect("a batch")).collect();
             assert_eq!(read.iter().map(RecordBatch::num_rows).sum::<usize>(), 2 * batches);
             let (bytes, _) = written(Format::Parquet, vec![Ok(batch()); batches]).await;
             let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(bytes)).expect("a file").build().expect("a reader");

@@ -42,7 +42,7 @@ pub const IN_FLIGHT_MAX: usize = 4;
 pub const BACKOFF_MIN_MS: i64 = 1_000;
 /// Longest wait between attempts.
 pub const BACKOFF_MAX_MS: i64 = 60_000;
-/// After this age an entry is given up.
+/// After this age an entry is given up; what is still true then is planned anew.
 pub const AGE_MAX_MS: i64 = 24 * 3_600 * 1_000;
 /// How long a stop waits for deliveries on their way.
 pub const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -179,8 +179,16 @@ impl Receiver {
     }
 
     async fn deliver(self: Arc<Self>, entry: OutboxEntry) -> Done {
+        if self.is_too_old(&entry) {
+            let result = Err(NotifyError::passing(format!("waited for more than {} h", AGE_MAX_MS / 3_600_000)));
+            return Done { entry, result };
+        }
         let result = self.notifier.notify(&entry).await;
         Done { entry, result }
+    }
+
+    fn is_too_old(&self, entry: &OutboxEntry) -> bool {
+        self.shared.clock.now_ms().saturating_sub(entry.created_ms) >= AGE_MAX_MS
     }
 
     async fn settle(&self, done: Done) {
@@ -188,7 +196,7 @@ impl Receiver {
         let now_ms = self.shared.clock.now_ms();
         let label = ReceiverLabel { receiver: entry.receiver.clone() };
         entry.attempts = entry.attempts.saturating_add(1);
-        let mut retry_at = None;
+        let (mut retry_at, mut too_old) = (None, false);
         match result {
             Ok(()) => {
                 (entry.status, entry.finished_ms) = (NotificationStatus::Sent, Some(now_ms));
@@ -198,14 +206,16 @@ impl Receiver {
             Err(error) => {
                 self.shared.metrics.notifications_failed.get_or_create(&label).inc();
                 entry.last_error = error.reason.clone();
-                if error.retry && now_ms.saturating_sub(entry.created_ms) < AGE_MAX_MS {
+                too_old = error.retry && self.is_too_old(&entry);
+                if error.retry && !too_old {
                     retry_at = Some(now_ms.saturating_add(wait_ms(&entry, &error)));
                 } else {
                     (entry.status, entry.finished_ms) = (NotificationStatus::Failed, Some(now_ms));
                     self.shared.metrics.notifications_given_up.get_or_create(&label).inc();
                 }
                 let given_up = retry_at.is_none();
-                tracing::warn!(receiver = %entry.receiver, alertname = %entry.alertname, attempts = entry.attempts, given_up, %error, "a notification was not delivered");
+                let (receiver, alertname, attempts) = (&entry.receiver, &entry.alertname, entry.attempts);
+                tracing::warn!(%receiver, %alertname, attempts, given_up, %error, "a notification was not delivered");
             }
         }
         if let Err(error) = self.shared.store.record_attempt(&entry).await {
@@ -214,6 +224,7 @@ impl Receiver {
         }
         match retry_at {
             Some(next_ms) => self.put_back(entry, next_ms),
+            None if too_old => self.shared.ledger.lock().abandon(&entry),
             None => self.shared.ledger.lock().complete(now_ms, &entry),
         }
     }

@@ -88,9 +88,13 @@ impl Ledger {
         Self { receivers, external_url, groups: BTreeMap::new() }
     }
 
-    /// Takes back what the store says about the outbox: entries that wait, and the last finished ones of groups that fired.
+    /// Takes back what the store says about the outbox: entries that wait, and the last finished ones of groups that fired. What receivers knew that
+    /// are no longer there is of no use: nobody would ever tell them the end.
     pub fn restore(&mut self, entries: &[OutboxEntry]) {
         for entry in entries {
+            if !self.receivers.iter().any(|r| r.name == entry.receiver) {
+                continue;
+            }
             let group = GroupId { tenant: entry.tenant.clone(), alertname: entry.alertname.clone() };
             let known = self.groups.entry(group).or_default().known.entry(entry.receiver.clone()).or_default();
             let firing = entry.firing.iter().copied().collect();
@@ -155,7 +159,16 @@ impl Ledger {
         self.groups.keys().cloned().collect()
     }
 
-    /// Notes that an entry was delivered, or given up, at `at_ms`: from now on this is what the receiver knows.
+    /// Notes that an entry became too old to be sent. The receiver knows what it knew before, so what is still true is planned again.
+    pub fn abandon(&mut self, entry: &OutboxEntry) {
+        let id = GroupId { tenant: entry.tenant.clone(), alertname: entry.alertname.clone() };
+        let known = self.groups.get_mut(&id).and_then(|group| group.known.get_mut(&entry.receiver));
+        if let Some(known) = known.filter(|k| k.pending.as_ref().is_some_and(|p| p.id == entry.id)) {
+            known.pending = None;
+        }
+    }
+
+    /// Notes that an entry was delivered, or refused for good, at `at_ms`: from now on this is what the receiver knows.
     pub fn complete(&mut self, at_ms: i64, entry: &OutboxEntry) {
         let id = GroupId { tenant: entry.tenant.clone(), alertname: entry.alertname.clone() };
         let Some(group) = self.groups.get_mut(&id) else { return };
@@ -334,6 +347,28 @@ mod tests {
         assert_eq!(f.step(10, &["a"]), "Resolved:  / a");
         f.delivered(10);
         assert_eq!(f.step(60, &["a"]), "Firing: a / ");
+    }
+
+    #[test]
+    fn what_became_too_old_is_planned_again_if_it_is_still_true() {
+        let mut f = Fixture::new();
+        assert_eq!(f.step(0, &["a"]), "Firing: a / ");
+        let entry = f.last.take().expect("planned");
+        f.ledger.abandon(&entry);
+        assert_eq!(f.step(10, &["a"]), "Firing: a / ");
+        f.ledger.abandon(&entry);
+        assert_eq!(f.step(20, &["a"]), "", "the old entry no longer matters");
+    }
+
+    #[test]
+    fn a_receiver_that_is_gone_holds_nothing_up() {
+        let mut f = Fixture::new();
+        f.step(0, &["a"]);
+        let mut sent = f.last.clone().expect("sent");
+        (sent.status, sent.finished_ms, sent.receiver) = (NotificationStatus::Sent, Some(5), "gone".to_owned());
+        f.ledger = Ledger::new(f.ledger.receivers.clone(), String::new());
+        f.ledger.restore(&[sent]);
+        assert!(f.ledger.group_ids().is_empty());
     }
 
     #[test]

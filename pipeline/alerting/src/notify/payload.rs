@@ -24,7 +24,7 @@ pub struct GroupId {
 impl GroupId {
     /// As Alertmanager writes it for a root route grouped by `alertname`.
     pub fn key(&self) -> String {
-        format!("{{}}:{{alertname={:?}}}", self.alertname)
+        format!("{{}}:{{alertname={}}}", fletch_promql::quote(&self.alertname))
     }
 }
 

@@ -11,7 +11,7 @@ use fletch_schemas::{Labels, TenantId};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgPool, PgPoolOptions, PgRow};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{Row, query};
+use sqlx::{PgConnection, Row, SqliteConnection, query};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
@@ -105,15 +105,19 @@ fn failed(doing: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
 }
 
 macro_rules! implement_store {
-    ($store:ty, $row:ty) => {
-        #[async_trait]
-        impl StateStore for $store {
-            async fn save(&self, batch: &Batch) -> Result<(), StoreError> {
-                if batch.is_empty() {
-                    return Ok(());
+    ($store:ty, $row:ty, $db:ty) => {
+        impl $store {
+            async fn write(db: &mut $db, batch: &Batch) -> Result<(), sqlx::Error> {
+                Self::write_alerts(db, batch).await?;
+                Self::write_history(db, batch).await?;
+                Self::write_outbox(db, batch).await?;
+                for mark in &batch.marks {
+                    query(SET_MARK).bind(&mark.name).bind(&mark.value).execute(&mut *db).await?;
                 }
-                let failed = failed("saving an evaluation");
-                let mut tx = self.pool.begin().await.map_err(&failed)?;
+                Ok(())
+            }
+
+            async fn write_alerts(db: &mut $db, batch: &Batch) -> Result<(), sqlx::Error> {
                 for row in &batch.alerts {
                     let times = Times::of(row.alert.state);
                     query(UPSERT_ALERT)
@@ -129,13 +133,16 @@ macro_rules! implement_store {
                         .bind(times.fired)
                         .bind(times.kept)
                         .bind(times.resolved)
-                        .execute(&mut *tx)
-                        .await
-                        .map_err(&failed)?;
+                        .execute(&mut *db)
+                        .await?;
                 }
                 for id in &batch.removed {
-                    query(DELETE_ALERT).bind(id.to_string()).execute(&mut *tx).await.map_err(&failed)?;
+                    query(DELETE_ALERT).bind(id.to_string()).execute(&mut *db).await?;
                 }
+                Ok(())
+            }
+
+            async fn write_history(db: &mut $db, batch: &Batch) -> Result<(), sqlx::Error> {
                 for row in &batch.history {
                     query(INSERT_HISTORY)
                         .bind(row.transition.id.to_string())
@@ -148,10 +155,13 @@ macro_rules! implement_store {
                         .bind(labels_json(&row.transition.labels))
                         .bind(json(&row.transition.annotations))
                         .bind(row.transition.value.to_bits().cast_signed())
-                        .execute(&mut *tx)
-                        .await
-                        .map_err(&failed)?;
+                        .execute(&mut *db)
+                        .await?;
                 }
+                Ok(())
+            }
+
+            async fn write_outbox(db: &mut $db, batch: &Batch) -> Result<(), sqlx::Error> {
                 for entry in &batch.outbox {
                     query(SUPERSEDE)
                         .bind(entry.created_ms)
@@ -159,9 +169,8 @@ macro_rules! implement_store {
                         .bind(&entry.receiver)
                         .bind(&entry.alertname)
                         .bind(entry.id.to_string())
-                        .execute(&mut *tx)
-                        .await
-                        .map_err(&failed)?;
+                        .execute(&mut *db)
+                        .await?;
                     query(INSERT_NOTIFICATION)
                         .bind(entry.id.to_string())
                         .bind(entry.tenant.as_str())
@@ -171,13 +180,22 @@ macro_rules! implement_store {
                         .bind(ids_json(&entry.firing))
                         .bind(ids_json(&entry.resolved))
                         .bind(entry.created_ms)
-                        .execute(&mut *tx)
-                        .await
-                        .map_err(&failed)?;
+                        .execute(&mut *db)
+                        .await?;
                 }
-                for mark in &batch.marks {
-                    query(SET_MARK).bind(&mark.name).bind(&mark.value).execute(&mut *tx).await.map_err(&failed)?;
+                Ok(())
+            }
+        }
+
+        #[async_trait]
+        impl StateStore for $store {
+            async fn save(&self, batch: &Batch) -> Result<(), StoreError> {
+                if batch.is_empty() {
+                    return Ok(());
                 }
+                let failed = failed("saving an evaluation");
+                let mut tx = self.pool.begin().await.map_err(&failed)?;
+                Self::write(&mut tx, batch).await.map_err(&failed)?;
                 tx.commit().await.map_err(&failed)
             }
 
@@ -269,8 +287,8 @@ macro_rules! implement_store {
     };
 }
 
-implement_store!(SqliteStore, SqliteRow);
-implement_store!(PostgresStore, PgRow);
+implement_store!(SqliteStore, SqliteRow, SqliteConnection);
+implement_store!(PostgresStore, PgRow, PgConnection);
 
 /// A row of either database.
 trait Columns {

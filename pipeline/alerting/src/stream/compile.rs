@@ -11,8 +11,8 @@
 use super::aggregate::Aggregate;
 use crate::state::Id;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::common::{Column, DFSchema, DFSchemaRef, ScalarValue};
 use datafusion::catalog::{MemorySchemaProvider, SchemaProvider};
+use datafusion::common::{Column, DFSchema, DFSchemaRef, ScalarValue};
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction};
@@ -39,7 +39,9 @@ pub enum CompileError {
     #[error("{0}")]
     Sql(String),
     /// It is SQL, but not what a streaming rule can be; names the culprit.
-    #[error("{0} is not supported in a streaming rule; the shape is SELECT labels, aggregates FROM m.\"metric\" WHERE … GROUP BY labels, tumble(time, INTERVAL '…') HAVING …")]
+    #[error(
+        "{0} is not supported in a streaming rule; the shape is SELECT labels, aggregates FROM m.\"metric\" WHERE … GROUP BY labels, tumble(time, INTERVAL '…') HAVING …"
+    )]
     Unsupported(String),
 }
 
@@ -292,7 +294,9 @@ fn groups(aggregate: &datafusion::logical_expr::Aggregate) -> Result<(Vec<Group>
 }
 
 fn tumble_size_ms(args: &[Expr]) -> Result<i64, CompileError> {
-    let [Expr::Column(column), Expr::Literal(size, _)] = args else { return unsupported("tumble() of anything but `time` and a literal interval") };
+    let [Expr::Column(column), Expr::Literal(size, _)] = args else {
+        return unsupported("tumble() of anything but `time` and a literal interval");
+    };
     if column.name != "time" {
         return unsupported(format!("tumble({}, …)", column.name));
     }
@@ -364,7 +368,10 @@ fn outputs(shape: &Shape<'_>, groups: &[Group]) -> Result<(Vec<(String, usize)>,
     }
     for (i, group) in groups.iter().enumerate() {
         if matches!(group, Group::Label(_)) && !labels.iter().any(|(_, at)| *at == i) {
-            return unsupported(format!("GROUP BY {} without it in the SELECT list (alerts would not be told apart)", group_columns[i].name));
+            return unsupported(format!(
+                "GROUP BY {} without it in the SELECT list (alerts would not be told apart)",
+                group_columns[i].name
+            ));
         }
     }
     let chosen = values.iter().position(|(name, _)| name == "value").or(if values.len() == 1 { Some(0) } else { None });

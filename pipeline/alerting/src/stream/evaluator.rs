@@ -86,7 +86,12 @@ impl StreamSink {
         history: Arc<dyn SampleHistory>,
     ) -> (Arc<Self>, tokio::task::JoinHandle<()>) {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-        let sink = Arc::new(Self { tenant: shared.tenant.clone(), history, queue: parking_lot::Mutex::new(Some(queue)), has_rules: !rules.is_empty() });
+        let sink = Arc::new(Self {
+            tenant: shared.tenant.clone(),
+            history,
+            queue: parking_lot::Mutex::new(Some(queue)),
+            has_rules: !rules.is_empty(),
+        });
         let evaluator = Evaluator { shared, rules, store, registry, partitions: BTreeMap::new() };
         (sink, tokio::spawn(evaluator.run(waiting)))
     }

@@ -65,7 +65,9 @@ mod tests {
 
     #[test]
     fn a_rule_is_read_with_its_defaults() {
-        let rules = parse("r.yml", "- name: A\n  sql: SELECT 1\n- name: B\n  sql: SELECT 2\n  for: 1m30s\n  lateness: 2s\n  labels: {a: b}\n").expect("valid");
+        let rules =
+            parse("r.yml", "- name: A\n  sql: SELECT 1\n- name: B\n  sql: SELECT 2\n  for: 1m30s\n  lateness: 2s\n  labels: {a: b}\n")
+                .expect("valid");
         assert_eq!((rules[0].hold_ms, rules[0].lateness_ms), (0, LATENESS_DEFAULT_MS));
         assert_eq!((rules[1].hold_ms, rules[1].lateness_ms, rules[1].labels["a"].as_str()), (90_000, 2_000, "b"));
     }

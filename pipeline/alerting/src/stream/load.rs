@@ -73,7 +73,10 @@ async fn load_rule(file: &str, spec: StreamRuleSpec, tenant: &TenantId) -> Resul
     let named = |error: &dyn std::fmt::Display| format!("{file}: rule `{}`: {error}", spec.name);
     let compiled = compile(&spec.sql).await.map_err(|e| named(&e))?;
     let templates = |texts: &std::collections::BTreeMap<String, String>| {
-        texts.iter().map(|(name, text)| Ok((name.clone(), Template::parse(name, text).map_err(|e| named(&e))?))).collect::<Result<Vec<_>, String>>()
+        texts
+            .iter()
+            .map(|(name, text)| Ok((name.clone(), Template::parse(name, text).map_err(|e| named(&e))?)))
+            .collect::<Result<Vec<_>, String>>()
     };
     let rule = Rule {
         id: Id::of(&[b"stream", tenant.as_str().as_bytes(), file.as_bytes(), spec.name.as_bytes()]),

@@ -179,7 +179,9 @@ impl RuleWindows {
         for (i, group) in self.compiled.groups.iter().enumerate() {
             columns.push(match group {
                 Group::WindowEnd => times(groups.iter().map(|_| end_ms)),
-                Group::Label(_) => Arc::new(StringArray::from_iter(groups.iter().map(|(g, _)| self.group_keys[**g as usize][i].as_deref()))),
+                Group::Label(_) => {
+                    Arc::new(StringArray::from_iter(groups.iter().map(|(g, _)| self.group_keys[**g as usize][i].as_deref())))
+                }
             });
         }
         let states: Vec<_> = groups.iter().map(|(_, state)| **state).collect();

@@ -51,11 +51,11 @@ const DEFS: &str = "{{$labels := .Labels}}{{$externalLabels := .ExternalLabels}}
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// The text is not a template.
-    #[error("error parsing template {name}: {reason}")]
+    #[error("template: {name}:{reason}")]
     Parse {
         /// Name given by the caller.
         name: String,
-        /// What and where.
+        /// `line: what`.
         reason: String,
     },
     /// Running it failed.
@@ -67,7 +67,7 @@ pub enum TemplateError {
         reason: String,
     },
     /// The text is longer than [`TEMPLATE_BYTES_MAX`].
-    #[error("error parsing template {name}: it is {bytes} bytes long, at most {TEMPLATE_BYTES_MAX} are allowed")]
+    #[error("template: {name}: it is {bytes} bytes long, at most {TEMPLATE_BYTES_MAX} are allowed")]
     TooLong {
         /// Name given by the caller.
         name: String,
@@ -178,7 +178,7 @@ impl Program {
         balance::check(text).map_err(failed)?;
         let source = format!("{DEFS}{text}");
         let parsed = Parser::with_name(Some(name), &source, DELIMITERS.0, DELIMITERS.1).and_then(Parser::parse);
-        let (main, defines) = parsed.map_err(|e| failed(e.to_string()))?;
+        let (main, defines) = parsed.map_err(|e| failed(parse_reason(name, &e)))?;
         let rewritten = rewrite::rewrite(name, main, defines).map_err(failed)?;
         let mut program = Self { main: rewritten.main, defines: rewritten.defines, ready: None };
         if !rewritten.bound {
@@ -214,6 +214,12 @@ impl Program {
             }
         }
     }
+}
+
+/// The engine's text without the prefix that [`TemplateError::Parse`] writes itself.
+fn parse_reason(name: &str, error: &gotmpl::TemplateError) -> String {
+    let text = error.to_string();
+    text.strip_prefix(&format!("template: {name}:")).map_or_else(|| text.clone(), str::to_owned)
 }
 
 /// A text that refuses to grow beyond [`OUTPUT_BYTES_MAX`].

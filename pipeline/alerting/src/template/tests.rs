@@ -157,7 +157,7 @@ fn wrong_templates_are_refused_when_parsed() {
         ("{{ define \"t\" }}{{ $value }}{{ end }}", "undefined variable \"$value\""),
     ] {
         let error = Template::parse("t", text).expect_err(text).to_string();
-        assert!(error.starts_with("error parsing template t: ") && error.contains(part), "{text}: {error}");
+        assert!(error.starts_with("template: t:") && error.contains(part), "{text}: {error}");
     }
     assert!(matches!(Template::parse("t", &"x".repeat(TEMPLATE_BYTES_MAX + 1)), Err(TemplateError::TooLong { .. })));
 }

@@ -93,7 +93,7 @@ impl KafkaSettings {
 /// Where the bus is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KafkaState {
-    /// Waits for its first assignment.
+    /// Waits for the group to assign partitions: at the start, and after it has lost them.
     Joining,
     /// Reads what the sinks do not have yet of at least one partition.
     Replaying,

@@ -30,7 +30,14 @@ pub(super) struct Decoding {
 
 impl Decoding {
     /// Appends what the value holds to `out`.
-    fn decode(&self, message: &Message<'_>, value: &[u8], now_ms: i64, sender: &mut RemoteWriteCache, out: &mut Decoded) -> Result<Format, Fault> {
+    fn decode(
+        &self,
+        message: &Message<'_>,
+        value: &[u8],
+        now_ms: i64,
+        sender: &mut RemoteWriteCache,
+        out: &mut Decoded,
+    ) -> Result<Format, Fault> {
         let unreadable = |message: String| Fault { kind: "unreadable", decoder: "fletch.auto", message };
         if message.headers.is_none() {
             return Err(unreadable("the name of a header is not UTF-8".to_owned()));
@@ -212,8 +219,7 @@ mod tests {
     fn many_messages_of_any_format_become_one_append() {
         let (decoding, mut batch) = (decoding(true), Batch::default());
         let request = || WriteRequest::new().series(&[("__name__", "up")], &[(NOW_MS, 1.0)]);
-        let values: [&[u8]; 4] =
-            [br#"{"name":"a","value":1}"#, b"b 2\nc 3\n", &request().compressed(), &request().encoded()];
+        let values: [&[u8]; 4] = [br#"{"name":"a","value":1}"#, b"b 2\nc 3\n", &request().compressed(), &request().encoded()];
         for (offset, value) in (10..).zip(values) {
             batch.add(&decoding, &message(offset, value), NOW_MS);
         }
@@ -246,9 +252,16 @@ mod tests {
         assert_eq!((batch.rows(), batch.faulty, batch.decoded.stats.rejected()), (2, 5, 4));
         assert_eq!(batch.poison, BTreeMap::from([("malformed", 2), ("rejected", 2)]));
         let letters: Vec<(i64, &str, &str)> = batch.letters.iter().map(|l| (l.offset, l.fault.kind, l.fault.message.as_str())).collect();
-        assert_eq!(letters.iter().map(|l| (l.0, l.1)).collect::<Vec<_>>(), [(1, "malformed"), (2, "rejected"), (3, "rejected"), (4, "malformed"), (5, "rejected")]);
+        assert_eq!(
+            letters.iter().map(|l| (l.0, l.1)).collect::<Vec<_>>(),
+            [(1, "malformed"), (2, "rejected"), (3, "rejected"), (4, "malformed"), (5, "rejected")]
+        );
         assert!(letters[1].2.starts_with("1 samples refused, 1 stored: line 2: "), "{}", letters[1].2);
-        assert!(letters[2].2.starts_with("2 samples refused, 0 stored: line 1: ") && letters[2].2.contains("; line 2: "), "{}", letters[2].2);
+        assert!(
+            letters[2].2.starts_with("2 samples refused, 0 stored: line 1: ") && letters[2].2.contains("; line 2: "),
+            "{}",
+            letters[2].2
+        );
         assert!(letters[4].2.contains("metric 0: "), "{}", letters[4].2);
         assert_eq!(batch.letters[0].value.as_deref(), Some(&b"{\"broken"[..]));
     }

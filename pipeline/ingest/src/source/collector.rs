@@ -71,10 +71,14 @@ pub(super) struct Wiring {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// Not fetched: its position must be asked of the bus first.
-    Waiting { retry_at_ms: i64 },
+    Waiting {
+        retry_at_ms: i64,
+    },
     Reading,
     /// Paused, its batch is tried again.
-    Blocked { retry_at_ms: i64 },
+    Blocked {
+        retry_at_ms: i64,
+    },
 }
 
 /// One assigned partition.

@@ -166,7 +166,8 @@ impl KafkaSource {
         for topic in self.topics.iter().chain(&self.dead_letter_topic).filter(|t| !t.starts_with('^')) {
             let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
             if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) {
-                let why = format!("`{topic}` is no topic: letters, digits, `.`, `_` and `-` are, or a regular expression that begins with `^`");
+                let why =
+                    format!("`{topic}` is no topic: letters, digits, `.`, `_` and `-` are, or a regular expression that begins with `^`");
                 return Err(self.wrong("topics", why));
             }
         }
@@ -309,7 +310,13 @@ mod tests {
     fn properties_reach_the_client_they_are_for_and_cannot_break_the_guarantees() {
         let mut one = source();
         one.dead_letter_topic = Some("dead.letters".into());
-        for (name, value) in [("fetch.min.bytes", "2"), ("linger.ms", "7"), ("sasl.username", "u"), ("session.timeout.ms", "20000"), ("topic.blacklist", "^x")] {
+        for (name, value) in [
+            ("fetch.min.bytes", "2"),
+            ("linger.ms", "7"),
+            ("sasl.username", "u"),
+            ("session.timeout.ms", "20000"),
+            ("topic.blacklist", "^x"),
+        ] {
             one.properties.insert(name.into(), value.into());
         }
         let (consumer, producer) = (one.consumer(&["bus".to_owned()]), one.producer());

@@ -129,7 +129,8 @@ impl KafkaDeadLetters {
         match self.send_with(producer, letter, letter.value.as_deref()).await {
             Err(error) if is_too_large(&error) => {
                 let bytes = letter.value.as_ref().map_or(0, Vec::len);
-                let message = format!("{}; the value of {bytes} bytes is left out: the broker refuses a message of that size", letter.fault.message);
+                let message =
+                    format!("{}; the value of {bytes} bytes is left out: the broker refuses a message of that size", letter.fault.message);
                 let smaller = DeadLetter { value: None, fault: Fault { message, ..letter.fault.clone() }, ..letter.clone() };
                 self.send_with(producer, &smaller, None).await
             }
@@ -189,7 +190,8 @@ mod tests {
         let headers: [(&str, Option<&[u8]>); 2] = [("trace", Some(b"1")), ("empty", None)];
         let message =
             Message { topic: "metrics", partition: 3, offset: 42, key: Some(b"k"), value: Some(b"\xff\x00"), headers: Some(&headers) };
-        let fault = Fault { kind: "malformed", decoder: "fletch.json", message: format!("the body is é{}", "é".repeat(REASON_BYTES_MAX)) };
+        let fault =
+            Fault { kind: "malformed", decoder: "fletch.json", message: format!("the body is é{}", "é".repeat(REASON_BYTES_MAX)) };
         let letter = DeadLetter::new(&message, fault);
         assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"k"[..]), Some(&b"\xff\x00"[..])));
         assert!(letter.bytes() > REASON_BYTES_MAX);

@@ -235,13 +235,22 @@ mod tests {
         let auto = |headers: &[Header<'_>]| format(Decoder::Auto, &with_headers(headers), b"up 1");
         assert_eq!(auto(&[("Content-Type", Some(b"application/json; charset=utf-8"))]), Ok(Format::Json));
         assert_eq!(auto(&[("content-type", Some(b"text/plain; version=0.0.4"))]), Ok(Format::Text));
-        assert_eq!(auto(&[("content-type", Some(b"application/x-protobuf")), ("content-encoding", Some(b"snappy"))]), Ok(Format::RemoteWriteSnappy));
+        assert_eq!(
+            auto(&[("content-type", Some(b"application/x-protobuf")), ("content-encoding", Some(b"snappy"))]),
+            Ok(Format::RemoteWriteSnappy)
+        );
         assert_eq!(auto(&[("content-encoding", Some(b"snappy"))]), Ok(Format::RemoteWriteSnappy));
-        assert_eq!(auto(&[("content-encoding", Some(b"identity")), ("content-type", Some(b"application/x-protobuf"))]), Ok(Format::RemoteWriteBare));
+        assert_eq!(
+            auto(&[("content-encoding", Some(b"identity")), ("content-type", Some(b"application/x-protobuf"))]),
+            Ok(Format::RemoteWriteBare)
+        );
         assert_eq!(auto(&[("content-type", Some(b"application/octet-stream"))]), Ok(Format::Text));
         assert_eq!(auto(&[("Version", Some(&[0, 0, 0, 1]))]), Ok(Format::RemoteWriteBare));
         assert_eq!(auto(&[("content-type", None)]), Ok(Format::Text));
-        assert_eq!(format(Decoder::PrometheusJson, &with_headers(&[("content-type", Some(b"text/plain"))]), b"{}"), Ok(Format::PrometheusJson));
+        assert_eq!(
+            format(Decoder::PrometheusJson, &with_headers(&[("content-type", Some(b"text/plain"))]), b"{}"),
+            Ok(Format::PrometheusJson)
+        );
         let refused = [
             (auto(&[("Version", Some(&[0, 0, 0, 2]))]), "record version 2 of Mimir"),
             (auto(&[("content-encoding", Some(b"zstd"))]), "content-encoding `zstd`"),

@@ -70,7 +70,11 @@ impl SourceMetrics {
         registry.register("fletch_source_rejected_samples", "Samples of foreign topics refused", m.rejected.clone());
         registry.register("fletch_source_poison_records", "Messages of foreign topics of which nothing could be used", m.poison.clone());
         registry.register("fletch_source_dead_letters", "Messages written to a dead-letter topic", m.dead_letters.clone());
-        registry.register("fletch_source_dropped_records", "Messages with refused samples and no dead-letter topic to go to", m.dropped.clone());
+        registry.register(
+            "fletch_source_dropped_records",
+            "Messages with refused samples and no dead-letter topic to go to",
+            m.dropped.clone(),
+        );
         registry.register("fletch_source_append_failures", "Appends that failed or whose outcome is unknown", m.append_failures.clone());
         registry.register("fletch_source_pauses", "Times a partition had to wait", m.pauses.clone());
         registry.register("fletch_source_gaps", "Gaps in foreign topics that were accepted", m.gaps.clone());

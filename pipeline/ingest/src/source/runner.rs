@@ -2,8 +2,8 @@
 
 use super::SourceError;
 use super::batch::Decoding;
-use super::config::KafkaSource;
 use super::collector::{Collector, LINGER, Wiring};
+use super::config::KafkaSource;
 use super::dead_letter::{DeadLetters, KafkaDeadLetters};
 use super::feed::{Event, Feed, KafkaFeed};
 use super::metrics::{GroupLabels, SourceMetrics};

@@ -30,7 +30,7 @@ fn tp(number: i32) -> TopicPartition {
 }
 
 /// How the bus answers one append.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Answer {
     Store,
     Full,
@@ -338,7 +338,7 @@ fn the_position_is_what_the_bus_says() {
 #[test]
 fn after_a_failed_append_the_bus_is_asked_what_it_has() {
     for (answer, claims) in [(Answer::Fail, 2), (Answer::StoreAndFail, 2)] {
-        let mut f = Fixture::new(&[12], |bus, _| *bus.answers.lock() = VecDeque::from([Answer::Store, answer.clone()]));
+        let mut f = Fixture::new(&[12], |bus, _| *bus.answers.lock() = VecDeque::from([Answer::Store, answer]));
         f.assign(&[0]);
         f.turns(3);
         assert_eq!(f.metrics.append_failures.get_or_create(&of("t")).get(), 1, "{answer:?}");

@@ -39,9 +39,9 @@ pub fn parse(sql: &str, limits: &Limits) -> Result<DFStatement, SqlError> {
         return Err(SqlError::limit(format!("the statement has {} bytes; at most {} are allowed", sql.len(), limits.sql_bytes_max)));
     }
     let dialect = GenericDialect {};
-    let tokens = Tokenizer::new(&dialect, sql).tokenize_with_location().map_err(|e| {
-        SqlError::bad_data(format!("syntax error: {}", e.message)).at(e.location.line, e.location.column)
-    })?;
+    let tokens = Tokenizer::new(&dialect, sql)
+        .tokenize_with_location()
+        .map_err(|e| SqlError::bad_data(format!("syntax error: {}", e.message)).at(e.location.line, e.location.column))?;
     check_shape(&tokens, limits.sql_chain_max)?;
     let mut parser =
         DFParserBuilder::new(tokens).with_dialect(&dialect).with_recursion_limit(PARSER_RECURSION_MAX).build().map_err(SqlError::from)?;

@@ -11,12 +11,12 @@ use super::error::{SqlError, SqlErrorKind};
 use super::scan::STORE_URL;
 use datafusion::common::{Result, plan_err};
 use datafusion::error::DataFusionError;
+use datafusion::execution::SessionStateDefaults;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::object_store::ObjectStoreRegistry;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
-use datafusion::execution::SessionStateDefaults;
 use datafusion::prelude::SessionConfig;
 use object_store::ObjectStore;
 use std::num::NonZeroUsize;
@@ -91,6 +91,10 @@ impl ObjectStoreRegistry for OnlyTables {
     }
 
     fn get_store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>, DataFusionError> {
-        if url.as_str().starts_with(STORE_URL) { Ok(self.store.clone()) } else { plan_err!("no access to `{url}`: only the tables can be read") }
+        if url.as_str().starts_with(STORE_URL) {
+            Ok(self.store.clone())
+        } else {
+            plan_err!("no access to `{url}`: only the tables can be read")
+        }
     }
 }

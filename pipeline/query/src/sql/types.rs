@@ -39,9 +39,7 @@ fn wire_type(kind: &DataType, wire: WireTypes) -> DataType {
         DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
         DataType::BinaryView | DataType::LargeBinary => DataType::Binary,
         DataType::Dictionary(_, value) => wire_type(value, wire),
-        DataType::Timestamp(unit, zone) => {
-            DataType::Timestamp(wire.timestamp.unwrap_or(*unit), zone.as_ref().map(|_| Arc::from("UTC")))
-        }
+        DataType::Timestamp(unit, zone) => DataType::Timestamp(wire.timestamp.unwrap_or(*unit), zone.as_ref().map(|_| Arc::from("UTC"))),
         DataType::List(field) | DataType::LargeList(field) | DataType::ListView(field) | DataType::LargeListView(field) => {
             DataType::List(inner(field))
         }

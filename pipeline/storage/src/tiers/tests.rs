@@ -62,7 +62,8 @@ impl World {
         for file in self.tier.refresh().await.expect("memory").files() {
             let path = self.tier.object_path(&file.path).expect("ours");
             let bytes = FileSource::object(self.tier.store().clone(), path, file).bytes().await.expect("whole");
-            let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).expect("parquet").build().expect("parquet");
+            let reader =
+                parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).expect("parquet").build().expect("parquet");
             for batch in reader {
                 let batch = batch.expect("parquet");
                 let time = |c: usize, i: usize| batch.column(c).as_primitive::<TimestampMicrosecondType>().value(i) / 1_000;

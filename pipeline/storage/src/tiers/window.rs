@@ -76,7 +76,9 @@ pub(super) async fn compute(
     let latest = windows.values().filter_map(|ends| ends.last()).max().copied().unwrap_or(i64::MIN);
     let mut raw = Vec::new();
     // The window that ends at midnight holds samples of the day before.
-    for file in samples.tenant_files(tenant, date - 1..=date).filter(|f| f.keys.may_hold_times(earliest.saturating_sub(WINDOW_MS) + 1, latest)) {
+    for file in
+        samples.tenant_files(tenant, date - 1..=date).filter(|f| f.keys.may_hold_times(earliest.saturating_sub(WINDOW_MS) + 1, latest))
+    {
         let path = table.object_path(&file.path)?;
         raw.push(read_samples(&FileSource::object(table.store().clone(), path, file)).await?);
     }

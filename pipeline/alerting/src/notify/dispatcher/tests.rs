@@ -203,3 +203,16 @@ fn waits_double_are_bounded_and_respect_the_receiver() {
     let asked = NotifyError { after: Some(Duration::from_secs(100)), ..passing };
     assert_eq!(wait_ms(&entry(1), &asked), 100_000);
 }
+
+#[tokio::test]
+async fn an_entry_that_waited_too_long_is_not_sent() {
+    let f = Fixture::new().await;
+    let mut sink = Sink::start(vec![]).await;
+    let old = f.saved(1, "A").await;
+    f.clock.advance(Duration::from_millis(u64::try_from(AGE_MAX_MS).expect("positive") + 2));
+    let dispatcher = f.dispatcher(&sink.url, vec![old]);
+    let record = f.recorded(1, |e| e.status == NotificationStatus::Failed).await;
+    assert_eq!(record.last_error, "waited for more than 24 h");
+    dispatcher.stop().await;
+    assert!(sink.is_idle());
+}

@@ -70,11 +70,8 @@ fn errors_name_file_line_group_and_rule() {
         ("record: a:b\nexpr: up", r#"group "g", rule 1, "a:b": recording rules are not built yet"#),
         ("alert: A\nexpr: up\nfor: 5 minutes", r#"rule 1, "A": field 'for': "#),
         ("alert: A\nexpr: up\nlabels: {__name__: x}", r#"rule 1, "A": invalid label name: __name__"#),
-        (
-            "alert: A\nexpr: up\nlabels: {a: '{{ nosuch }}'}",
-            r#"label "a": error parsing template __alert_A: 1: function "nosuch" not defined"#,
-        ),
-        ("alert: A\nexpr: up\nannotations: {a: '{{ .X'}", r#"annotation "a": error parsing template __alert_A: "#),
+        ("alert: A\nexpr: up\nlabels: {a: '{{ nosuch }}'}", r#"label "a": template: __alert_A:1: function "nosuch" not defined"#),
+        ("alert: A\nexpr: up\nannotations: {a: '{{ .X'}", r#"annotation "a": template: __alert_A:"#),
         ("alert: A\nexpr: up\nfro: 5m", "r.yml: 6:5: yaml: unknown field `fro`"),
         ("alert: A\nalert: B\nexpr: up", "r.yml: 5:5: yaml: duplicate mapping key"),
     ];

@@ -51,7 +51,15 @@ fn windows_close_by_append_time_and_hold_what_where_lets_through() {
     let mut world = World::new(SQL, 2_000, 0);
     assert_eq!(world.groups[2], Subscription::No);
     // The edge belongs to the window that ends there; 5,000 fails WHERE; the stale marker is NULL.
-    world.add(&[(0, 1_000, 90.0), (0, 10_000, 92.0), (0, 9_000, 5_000.0), (1, 2_000, 10.0), (2, 3_000, 99.0), (0, 10_001, 500.0), (0, 4_000, stale_marker())]);
+    world.add(&[
+        (0, 1_000, 90.0),
+        (0, 10_000, 92.0),
+        (0, 9_000, 5_000.0),
+        (1, 2_000, 10.0),
+        (2, 3_000, 99.0),
+        (0, 10_001, 500.0),
+        (0, 4_000, stale_marker()),
+    ]);
     world.advance(11_999);
     assert!(world.closed.is_empty(), "lateness holds the window open");
     world.advance(12_000);

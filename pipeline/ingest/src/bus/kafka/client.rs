@@ -27,6 +27,7 @@ impl ConsumerContext for Context {}
 
 /// One line of librdkafka.
 pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    eprintln!("KLOG {facility} {message}");
     match level {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
             tracing::error!(facility, "kafka: {message}");

@@ -74,6 +74,7 @@ impl ClientContext for ReaderContext {
 
 impl ConsumerContext for ReaderContext {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        eprintln!("KREB {event:?} {partitions:?}");
         let result = match event {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, partitions),
             _ => self.revoke(consumer, partitions),
@@ -152,6 +153,10 @@ impl ReaderContext {
                 sink.revoked(partition);
             }
         }
+        if consumer.assignment_lost() {
+            // The group went on without us: what we own is open until the next assignment.
+            self.shared.joined.store(false, Ordering::Release);
+        }
         self.shared.judge();
         consumer.incremental_unassign(partitions).map_err(|e| client::failed("giving partitions back", &e))
     }
@@ -168,11 +173,11 @@ fn out_of_range(topic: &str, partition: i32, wanted: i64, low: i64, high: i64) -
 impl Shared {
     /// Says anew how far the process is.
     fn judge(&self) {
-        if !self.joined.load(Ordering::Acquire) {
-            return;
-        }
-        let ready = self.owned.lock().values().all(|o| o.caught_up);
-        let now = if ready { KafkaState::Ready } else { KafkaState::Replaying };
+        let now = match self.joined.load(Ordering::Acquire) {
+            false => KafkaState::Joining,
+            true if self.owned.lock().values().all(|o| o.caught_up) => KafkaState::Ready,
+            true => KafkaState::Replaying,
+        };
         self.state.send_if_modified(|state| {
             let changed = !matches!(state, KafkaState::Failed(_)) && *state != now;
             if changed {

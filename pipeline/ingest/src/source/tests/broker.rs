@@ -1,6 +1,8 @@
 //! Against a real broker: `FLETCH_TEST_KAFKA=host:port` names it (`tests/services/kafka.sh` starts one). Without it they say so and pass.
 
 use super::{Answer, NOW_MS, ScriptedBus};
+use crate::bus::embedded::{EmbeddedLog, LogMetrics, LogSettings, Wiring};
+use crate::bus::kafka::{KafkaBus, KafkaSettings};
 use crate::decode::RemoteWriteDecoder;
 use crate::decode::testing::WriteRequest;
 use crate::source::config::{KafkaSource, OnGap};
@@ -8,9 +10,10 @@ use crate::source::feed::{Event, Feed, KafkaFeed};
 use crate::source::metrics::of;
 use crate::source::position::{Range, Start, TopicPartition};
 use crate::source::{SourceDeps, SourceError, SourceMetrics, SourceRunner};
-use crate::SeriesRegistry;
+use crate::{BatchSink, Bus, BusError, Delivery, Partition, SeriesRegistry};
 use fletch_common::{Clock, Limits, SystemClock};
 use futures::future::join_all;
+use parking_lot::Mutex;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -93,9 +96,13 @@ struct Running {
 
 impl Running {
     fn start(source: KafkaSource, bus: &Arc<ScriptedBus>) -> Self {
-        let (registry, metrics, stop) = (Arc::new(SeriesRegistry::new()), SourceMetrics::default(), CancellationToken::new());
+        Self::start_on(source, bus.clone(), Arc::new(SeriesRegistry::new()))
+    }
+
+    fn start_on(source: KafkaSource, bus: Arc<dyn Bus>, registry: Arc<SeriesRegistry>) -> Self {
+        let (metrics, stop) = (SourceMetrics::default(), CancellationToken::new());
         let deps = SourceDeps {
-            bus: bus.clone(),
+            bus,
             remote_write: Arc::new(RemoteWriteDecoder::new(registry.clone(), Limits::default())),
             registry,
             limits: Limits::default(),
@@ -142,7 +149,8 @@ type Letter = (Option<Vec<u8>>, Option<Vec<u8>>, BTreeMap<String, String>);
 
 /// Reads a topic of one partition from its beginning.
 fn read_letters(brokers: &str, topic: &str, count: usize) -> Vec<Letter> {
-    let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", "reader").create().expect("a client");
+    let consumer: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", "reader").create().expect("a client");
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, 0, Offset::Beginning).expect("an offset");
     consumer.assign(&list).expect("assigned");
@@ -183,7 +191,8 @@ async fn formats_tenants_and_poison_and_a_restart() {
     assert!(said(rejected, "exception.message").starts_with("1 samples refused, 1 stored: line 2: "), "{rejected:?}");
     running.stop().await;
     // The lag tools see it, and the next start asks the bus.
-    let reader: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &broker).set("group.id", &topic.name).create().expect("a client");
+    let reader: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", &broker).set("group.id", &topic.name).create().expect("a client");
     let mut list = TopicPartitionList::new();
     list.add_partition(&topic.name, 0);
     let committed = reader.committed_offsets(list, PATIENCE).expect("an answer");
@@ -354,4 +363,132 @@ async fn a_regular_expression_follows_new_topics_and_skips_the_dead_letters() {
     until_all(&bus, 4).await;
     assert_eq!(running.metrics.records.get_or_create(&of(&dead.name)).get(), 0);
     running.stop().await;
+}
+
+/// What a storage of several processes knows: everything delivered is committed at once, with the offset of the bus.
+#[derive(Debug, Default)]
+struct Tables {
+    values: Mutex<Vec<usize>>,
+    next: Mutex<BTreeMap<Partition, i64>>,
+}
+
+impl BatchSink for Tables {
+    fn deliver(&self, delivery: &Delivery) {
+        self.values.lock().extend(delivery.batch.values.iter().map(|v| *v as usize));
+        self.next.lock().insert(delivery.partition, delivery.to);
+    }
+
+    fn assigned(&self, partition: Partition) -> Result<Option<i64>, BusError> {
+        Ok(self.next.lock().get(&partition).copied())
+    }
+
+    fn revoked(&self, _partition: Partition) {}
+}
+
+impl Tables {
+    async fn until_all(&self, count: usize) {
+        until("everything is delivered", || self.values.lock().len() >= count).await;
+        let mut values = self.values.lock().clone();
+        values.sort_unstable();
+        assert!(values.iter().copied().eq(0..count), "{} values, {count} expected", values.len());
+    }
+
+    fn wiring(self: &Arc<Self>, registry: &Arc<SeriesRegistry>) -> Wiring {
+        Wiring {
+            registry: registry.clone(),
+            clock: Arc::new(SystemClock),
+            sinks: vec![self.clone()],
+            admission: None,
+            metrics: LogMetrics::default(),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_embedded_log_keeps_the_position_over_a_restart() {
+    let Some(broker) = broker() else { return };
+    let topic = Topic::new(&broker, "log", 2).await;
+    topic.send_numbers(2, 0..2_000).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    for count in [2_000, 3_000] {
+        let (registry, tables) = (Arc::new(SeriesRegistry::new()), Arc::new(Tables::default()));
+        let log = EmbeddedLog::open(LogSettings::new(folder.path(), 64 << 20), tables.wiring(&registry)).await.expect("it opens");
+        let running = Running::start_on(topic.source(), log.clone(), registry);
+        // The second time, what is in the log comes back from there and the rest from the topic.
+        tables.until_all(count).await;
+        topic.send(0, &[b"{\"broken".to_vec()]).await;
+        // An offset without samples is stored too.
+        let end = (count / 2 + if count == 2_000 { 1 } else { 2 }) as i64;
+        until("the poison is behind it", || log.source_offsets().iter().any(|o| o.source.ends_with(":0") && o.next == end)).await;
+        running.stop().await;
+        log.close().await;
+        topic.send_numbers(2, count..count + 1_000).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_on_the_bus_on_kafka_deliver_everything_once() {
+    let Some(broker) = broker() else { return };
+    let _ = tracing::subscriber::set_global_default(Print);
+    let topic = Topic::new(&broker, "bus", 4).await;
+    let tables = Arc::new(Tables::default());
+    let settings =
+        KafkaSettings { topic: format!("{}-bus", topic.name), group: format!("{}-bus", topic.name), ..KafkaSettings::new(&broker) };
+    let process = async || {
+        let registry = Arc::new(SeriesRegistry::new());
+        let bus = KafkaBus::open(settings.clone(), tables.wiring(&registry)).await.expect("it opens");
+        (Running::start_on(topic.source(), bus.clone(), registry), bus)
+    };
+    topic.send_numbers(4, 0..20_000).await;
+    let (first, first_bus) = process().await;
+    until("the first has begun", || !tables.values.lock().is_empty()).await;
+    let (second, second_bus) = process().await;
+    let read = |r: &Running| r.metrics.records.get_or_create(&of(&topic.name)).get();
+    let (mut sent, begun) = (20_000, Instant::now());
+    while read(&second) == 0 {
+        assert!(begun.elapsed() < PATIENCE, "the second never got a partition");
+        topic.send_numbers(4, sent..sent + 400).await;
+        sent += 400;
+    }
+    first.stop().await;
+    first_bus.close().await;
+    first_bus.leave().await;
+    topic.send_numbers(4, sent..sent + 2_000).await;
+    tables.until_all(sent + 2_000).await;
+    second.stop().await;
+    second_bus.close().await;
+    second_bus.leave().await;
+}
+
+// TEMPORARY
+struct Print;
+struct V(String);
+impl tracing::field::Visit for V {
+    fn record_debug(&mut self, f: &tracing::field::Field, v: &dyn std::fmt::Debug) {
+        self.0.push_str(&format!(" {}={v:?}", f.name()));
+    }
+}
+impl tracing::Subscriber for Print {
+    fn enabled(&self, m: &tracing::Metadata<'_>) -> bool {
+        *m.level() <= tracing::Level::DEBUG && m.target().contains("fletch")
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, e: &tracing::Event<'_>) {
+        let mut v = V(String::new());
+        e.record(&mut v);
+        let _ = writeln!(
+            std::io::stderr(),
+            "{} {} {:?}{}",
+            SystemClock.now_ms() % 1_000_000,
+            e.metadata().level(),
+            std::thread::current().id(),
+            v.0
+        );
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
 }

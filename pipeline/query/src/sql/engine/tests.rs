@@ -180,12 +180,7 @@ async fn metric_views_have_labels_as_columns() {
     p.insert("default", 0, &[("cpu/a", NOON + 60_001, 8.0)]);
     assert_eq!(
         p.table(r#"SELECT * FROM m."cpu" ORDER BY time"#).await,
-        [
-            "2025-12-31T12:00:00Z 1.0 a",
-            "2026-01-01T12:00:00Z 2.0 b",
-            "2026-01-01T12:01:00Z 4.0",
-            "2026-01-01T12:01:00.001Z 8.0 a"
-        ]
+        ["2025-12-31T12:00:00Z 1.0 a", "2026-01-01T12:00:00Z 2.0 b", "2026-01-01T12:01:00Z 4.0", "2026-01-01T12:01:00.001Z 8.0 a"]
     );
     let where_ = |condition: &str| format!(r#"SELECT sum(value) FROM m."cpu" WHERE {condition}"#);
     for (condition, sum) in [
@@ -232,7 +227,13 @@ async fn names_can_be_listed_and_unknown_ones_are_not_found() {
     assert!(p.table("SHOW TABLES").await.iter().any(|l| l.contains("cpu")));
     assert_eq!(p.table("DESCRIBE samples").await.len(), 7);
     assert_eq!(p.number("SELECT count(*) FROM series").await, 1);
-    for sql in ["SELECT * FROM nope", r#"SELECT * FROM m."nope""#, "SELECT * FROM '/etc/passwd'", "SELECT * FROM \"file:///etc/passwd\"", "SELECT * FROM x.y.z"] {
+    for sql in [
+        "SELECT * FROM nope",
+        r#"SELECT * FROM m."nope""#,
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM \"file:///etc/passwd\"",
+        "SELECT * FROM x.y.z",
+    ] {
         assert_eq!(p.error(sql).await.kind, SqlErrorKind::NotFound, "{sql}: {}", p.error(sql).await);
     }
     let error = p.error("SELECT nope FROM samples").await;
@@ -247,7 +248,8 @@ async fn a_tenant_sees_its_own_rows_only() {
     p.insert("b", 0, &[("mem/b", NOON, 2.0)]);
     for round in ["hot", "stored"] {
         for (tenant, metric) in [("a", "cpu"), ("b", "mem")] {
-            let rows = p.sql.execute(p.query(tenant, "SELECT tenant, metric FROM samples")).await.expect("planned").collect().await.expect("rows");
+            let rows =
+                p.sql.execute(p.query(tenant, "SELECT tenant, metric FROM samples")).await.expect("planned").collect().await.expect("rows");
             let row = |c: usize| rows[0].column(c).as_string::<i32>().value(0).to_owned();
             assert_eq!((rows.len(), rows[0].num_rows(), row(0), row(1)), (1, 1, tenant.to_owned(), metric.to_owned()), "{round}");
             let other = if metric == "cpu" { "mem" } else { "cpu" };
@@ -277,7 +279,8 @@ async fn promql_and_series_are_tables() {
     );
     let sums = format!("SELECT value, metric FROM promql('sum(cpu)', {}, {}, INTERVAL '1 minute')", NOON / 1_000, NOON / 1_000);
     assert_eq!(p.table(&sums).await, ["3.0"]);
-    let joined = r#"SELECT s.labels, x.value FROM series('cpu{host="b"}') s JOIN samples x ON s.series_id = x.series_id AND s.metric = x.metric"#;
+    let joined =
+        r#"SELECT s.labels, x.value FROM series('cpu{host="b"}') s JOIN samples x ON s.series_id = x.series_id AND s.metric = x.metric"#;
     assert_eq!(p.table(joined).await, [r#"{"host":"b"} 2.0"#]);
     p.flush().await;
     assert_eq!(p.table(joined).await, [r#"{"host":"b"} 2.0"#]);
@@ -309,7 +312,8 @@ async fn parameters_are_bound_and_described() {
     assert_eq!(run(with(r#"SELECT value FROM m."cpu" WHERE host = $h"#, named)).await.map(|r| r[0].num_rows()), Ok(1));
     let any = run(with("SELECT $1 AS x", Params::Positional(vec![ScalarValue::from("text")]))).await.expect("any type");
     assert_eq!(any[0].column(0).as_string::<i32>().value(0), "text");
-    let described = p.sql.describe(with("SELECT metric, value + $2 AS v FROM samples WHERE metric = $1", Params::None)).await.expect("a plan");
+    let described =
+        p.sql.describe(with("SELECT metric, value + $2 AS v FROM samples WHERE metric = $1", Params::None)).await.expect("a plan");
     assert_eq!(described.schema.fields().len(), 2);
     assert_eq!(described.parameters, [("$1".to_owned(), Some(DataType::Utf8)), ("$2".to_owned(), Some(DataType::Float64))]);
     assert_eq!(p.sql.describe(with("SELECT $1", Params::None)).await.map(|d| d.parameters.len()), Ok(1));
@@ -369,6 +373,14 @@ async fn limits_end_a_statement_and_give_everything_back() {
     };
     assert_eq!(late.kind, SqlErrorKind::Timeout, "{late}");
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    // It is gone, not only unheard: no thread computes on.
+    let metrics = p.sql.runtime.as_ref().expect("not dropped").metrics();
+    let gone = async {
+        while metrics.num_alive_tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), gone).await.expect("the statement was aborted");
     // The one permit is free again: a statement that was dropped without being read gives it back, too.
     drop(p.sql.execute(p.query("default", "SELECT value FROM generate_series(1, 900)")).await.expect("planned"));
     assert_eq!(p.number("SELECT 1").await, 1);

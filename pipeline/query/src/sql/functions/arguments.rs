@@ -1,13 +1,13 @@
 //! Constants as arguments of table functions.
 
+use arrow::array::RecordBatch;
+use arrow::datatypes::Schema;
+use arrow::record_batch::RecordBatchOptions;
 use chrono::DateTime;
 use datafusion::catalog::TableFunctionArgs;
 use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{DFSchema, Result, ScalarValue, plan_err};
 use datafusion::logical_expr::{ColumnarValue, Expr};
-use arrow::array::RecordBatch;
-use arrow::datatypes::Schema;
-use arrow::record_batch::RecordBatchOptions;
 use std::sync::Arc;
 
 /// Latest and earliest time in seconds that is a time in milliseconds, with room to add durations.
@@ -72,7 +72,10 @@ impl<'a> Arguments<'a> {
         };
         match ms {
             Some(ms) if ms > 0 => Ok(ms),
-            _ => plan_err!("{}(): `{name}` must be a positive interval, text such as '30s' or a number of seconds, not {value}", self.function),
+            _ => plan_err!(
+                "{}(): `{name}` must be a positive interval, text such as '30s' or a number of seconds, not {value}",
+                self.function
+            ),
         }
     }
 
@@ -152,7 +155,9 @@ mod tests {
     #[test]
     fn what_is_not_a_constant_is_refused_by_name() {
         with(|a| {
-            for bad in [datafusion::prelude::col("x"), datafusion::logical_expr::expr_fn::placeholder("$1"), lit("soon"), lit(f64::NAN), lit(true)] {
+            for bad in
+                [datafusion::prelude::col("x"), datafusion::logical_expr::expr_fn::placeholder("$1"), lit("soon"), lit(f64::NAN), lit(true)]
+            {
                 let error = a.time_ms("start", &bad).expect_err("no time").to_string();
                 assert!(error.contains("f()") && error.contains("`start`"), "{bad}: {error}");
             }

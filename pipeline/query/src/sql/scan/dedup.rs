@@ -363,7 +363,8 @@ mod tests {
     /// Every way to cut the same rows into batches gives the same answer.
     #[test]
     fn batch_boundaries_do_not_matter() {
-        let rows = [(1, 1, Some(1.0)), (1, 1, Some(3.0)), (1, 1, Some(2.0)), (1, 2, None), (1, 2, None), (1, 2, Some(0.0)), (2, 2, Some(9.0))];
+        let rows =
+            [(1, 1, Some(1.0)), (1, 1, Some(3.0)), (1, 1, Some(2.0)), (1, 2, None), (1, 2, None), (1, 2, Some(0.0)), (2, 2, Some(9.0))];
         let expected = vec![(1, 1, Some(3.0)), (1, 2, Some(0.0)), (2, 2, Some(9.0))];
         for cuts in 0..(1_u32 << (rows.len() - 1)) {
             let mut batches: Vec<&[(i64, i64, Option<f64>)]> = Vec::new();

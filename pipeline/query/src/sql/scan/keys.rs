@@ -143,7 +143,9 @@ fn bound(part: &Expr, name: &str, read: impl Fn(&ScalarValue) -> Option<i128>) -
 /// Whether `expr` is the column, or the column in a finer unit: comparisons with `now()` are made in nanoseconds.
 fn is_key(expr: &Expr, name: &str) -> bool {
     match expr {
-        Expr::Cast(Cast { expr, field }) => matches!(field.data_type(), DataType::Timestamp(TimeUnit::Nanosecond, _)) && is_column(expr, name),
+        Expr::Cast(Cast { expr, field }) => {
+            matches!(field.data_type(), DataType::Timestamp(TimeUnit::Nanosecond, _)) && is_column(expr, name)
+        }
         other => is_column(other, name),
     }
 }

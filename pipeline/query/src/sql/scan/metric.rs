@@ -71,13 +71,7 @@ impl MetricTable {
         }
         names.retain(|name| name != METRIC_NAME);
         names.sort();
-        Ok(Some(Self {
-            view: view.clone(),
-            metric: metric.to_owned(),
-            schema: schema_of(&names),
-            labels: names.into(),
-            limits,
-        }))
+        Ok(Some(Self { view: view.clone(), metric: metric.to_owned(), schema: schema_of(&names), labels: names.into(), limits }))
     }
 
     /// The label behind a column, if it is one.

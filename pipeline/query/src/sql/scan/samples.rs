@@ -30,15 +30,15 @@ use async_trait::async_trait;
 use datafusion::catalog::memory::MemorySourceConfig;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{Result, internal_datafusion_err};
+use datafusion::datasource::source::DataSourceExec;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::union::UnionExec;
-use datafusion::physical_plan::ExecutionPlan;
-use datafusion::datasource::source::DataSourceExec;
 use fletch_schemas::tables::Table;
 use fletch_storage::ReadView;
 use std::sync::Arc;
@@ -150,7 +150,13 @@ impl SamplesTable {
     }
 
     /// Groups that overlap: merged in key order and deduplicated, one group after the other in few partitions.
-    fn deduplicated(&self, scan: &FileScan, merged: Vec<Vec<Part>>, columns: &[usize], state: &dyn Session) -> Result<Arc<dyn ExecutionPlan>> {
+    fn deduplicated(
+        &self,
+        scan: &FileScan,
+        merged: Vec<Vec<Part>>,
+        columns: &[usize],
+        state: &dyn Session,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         let mut wide = columns.to_vec();
         for name in DEDUP_COLUMNS {
             let at = self.schema.index_of(name)?;
@@ -198,9 +204,5 @@ impl SamplesTable {
 pub(super) fn pushdown_of(filter: &Expr) -> TableProviderFilterPushDown {
     let columns = filter.column_refs();
     let keys_only = !columns.is_empty() && columns.iter().all(|c| KEY_COLUMNS.contains(&c.name.as_str()));
-    if keys_only && !filter.is_volatile() {
-        TableProviderFilterPushDown::Inexact
-    } else {
-        TableProviderFilterPushDown::Unsupported
-    }
+    if keys_only && !filter.is_volatile() { TableProviderFilterPushDown::Inexact } else { TableProviderFilterPushDown::Unsupported }
 }

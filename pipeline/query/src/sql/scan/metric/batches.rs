@@ -208,7 +208,6 @@ impl Cursor {
             self.rows = Some(Rows { selected, stretch: unit.stretch, parts: unit.parts, series: unit.part, done: 0 });
         }
     }
-
 }
 
 async fn select(scan: Arc<Scan>, context: Arc<TaskContext>, stretch: (i64, i64)) -> Result<Arc<Selected>> {
@@ -299,7 +298,12 @@ pub(super) mod testing {
             }
             let count: usize = pieces.iter().map(|(_, r)| r.len()).sum();
             assert!(count <= batch_rows, "a batch has {count} rows");
-            out.extend(pieces.into_iter().flat_map(|(s, r)| r.map(move |i| (s, i)).collect::<Vec<_>>()).map(|(s, i)| (s, selected.set.times(s)[i])));
+            out.extend(
+                pieces
+                    .into_iter()
+                    .flat_map(|(s, r)| r.map(move |i| (s, i)).collect::<Vec<_>>())
+                    .map(|(s, i)| (s, selected.set.times(s)[i])),
+            );
         }
     }
 }

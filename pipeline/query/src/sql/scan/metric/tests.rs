@@ -47,8 +47,9 @@ fn every_sample_of_a_stretch_is_laid_out_once_however_it_is_cut() {
         let mut rows: Vec<(usize, i64)> =
             (0..parts).flat_map(|part| batches::testing::rows(set.clone(), (1, 9), part, parts, batch_rows)).collect();
         rows.sort_unstable();
-        let expected: Vec<(usize, i64)> =
-            (0..set.len()).flat_map(|s| set.times(s).iter().filter(|t| (1..=9).contains(*t)).map(move |&t| (s, t)).collect::<Vec<_>>()).collect();
+        let expected: Vec<(usize, i64)> = (0..set.len())
+            .flat_map(|s| set.times(s).iter().filter(|t| (1..=9).contains(*t)).map(move |&t| (s, t)).collect::<Vec<_>>())
+            .collect();
         assert_eq!(rows, expected, "{parts} parts, batches of {batch_rows}");
     }
 }
