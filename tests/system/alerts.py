@@ -87,6 +87,7 @@ def main():
     fired_at, alert = alerts_of("HighLoad", "firing")[0]
     print(f"PromQL rule: webhook {fired_at - raised_at:.2f} s after the first high sample (for: 6s, with a kill -9 in pending)")
     assert alert["annotations"]["summary"] == "load of web-1 is 95", alert
+    assert alerts_of("StreamLoad", "firing")[0][1]["labels"] == {"alertname": "StreamLoad", "host": "web-1", "severity": "page"}, Sink.received
     body = next(body for _, body in Sink.received if any(a["labels"]["alertname"] == "HighLoad" for a in body["alerts"]))
     missing = {"version", "groupKey", "truncatedAlerts", "status", "receiver", "groupLabels", "commonLabels", "commonAnnotations", "externalURL", "alerts"} - body.keys()
     assert body["version"] == "4" and not missing, (missing, body)

@@ -5,13 +5,13 @@ use fletch_ingest::decode::Decoded;
 
 /// Which protocol brought samples.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Protocol {
+pub(super) struct Protocol {
     protocol: &'static str,
 }
 
 /// Why samples were refused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Reason {
+pub(super) struct Reason {
     protocol: &'static str,
     reason: &'static str,
 }

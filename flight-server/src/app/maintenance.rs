@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often there is a look for work.
 const EVERY: Duration = Duration::from_secs(10);
+/// How often logs are cut and replaced files deleted, milliseconds.
+const SWEEP_EVERY_MS: i64 = 3_600_000;
 /// How long a lease holds; a process that dies is followed after this.
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -52,7 +54,8 @@ pub(super) async fn start(
     let samples = Arc::new(open(Table::Samples).await.context("opening table samples")?);
     let tier = Arc::new(open(Table::Samples1m).await.context("opening table samples_1m")?);
     let role = Role {
-        job: TierJob::new(samples, tier.clone()),
+        job: TierJob::new(samples.clone(), tier.clone(), clock.clone()),
+        samples,
         tier,
         leases: Leases::new(store.clone(), clock.clone()),
         holder: format!("{}:{}", std::process::id(), uuid::Uuid::new_v4()),
@@ -65,6 +68,7 @@ pub(super) async fn start(
 
 struct Role {
     job: TierJob,
+    samples: Arc<DeltaTable>,
     tier: Arc<DeltaTable>,
     leases: Leases,
     holder: String,
@@ -74,8 +78,11 @@ struct Role {
 
 impl Role {
     async fn run(self, stop: CancellationToken) {
+        let mut swept_ms = self.clock.now_ms();
         while stop.run_until_cancelled(self.clock.sleep(EVERY)).await.is_some() {
-            if let Err(error) = self.once().await {
+            let due = self.clock.now_ms().saturating_sub(swept_ms) >= SWEEP_EVERY_MS;
+            swept_ms = if due { self.clock.now_ms() } else { swept_ms };
+            if let Err(error) = self.once(due).await {
                 self.metrics.failures.inc();
                 // Being overtaken is how two processes share the work, not a failure to report.
                 if error.advice() != Advice::Fenced {
@@ -85,7 +92,7 @@ impl Role {
         }
     }
 
-    async fn once(&self) -> Result<(), StorageError> {
+    async fn once(&self, sweep: bool) -> Result<(), StorageError> {
         let Some(_lease) = self.leases.acquire("maintenance", &self.holder, LEASE).await? else { return Ok(()) };
         let report = self.job.run().await?;
         if report.rows > 0 {
@@ -94,6 +101,20 @@ impl Role {
             tracing::debug!(rows = report.rows, replaced = report.replaced, consumed = report.consumed, "samples_1m");
         }
         self.tier.checkpoint_if_due().await?;
+        if sweep { self.sweep().await } else { Ok(()) }
+    }
+
+    /// Cuts the logs and deletes the bytes of files that were replaced. The log of `samples` stays from what the tier has not consumed.
+    async fn sweep(&self) -> Result<(), StorageError> {
+        if let Some(consumed) = self.job.consumed() {
+            self.samples.cleanup_log(Some(consumed + 1)).await?;
+        }
+        self.tier.cleanup_log(None).await?;
+        // Only the table's own retention keeps a view that is open elsewhere safe, so it is not shortened here.
+        let report = self.tier.vacuum(&self.tier.vacuum_by_options(), |_| false).await?;
+        if report.files > 0 {
+            tracing::info!(files = report.files, bytes = report.bytes, "deleted replaced files of samples_1m");
+        }
         Ok(())
     }
 }

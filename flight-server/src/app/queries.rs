@@ -64,7 +64,8 @@ impl InstantQuery for Answers {
         match result.value {
             Value::Scalar { value, .. } => Ok(vec![(Labels::empty(), value)]),
             Value::Vector(matrix) => Ok((0..matrix.rows())
-                .filter_map(|row| matrix.mask(row).has(0).then(|| (matrix.labels(row).clone(), matrix.values(row)[0])))
+                .filter(|row| matrix.mask(*row).has(0))
+                .map(|row| (matrix.labels(row).clone(), matrix.values(row)[0]))
                 .collect()),
             Value::Text { .. } => Err("the expression is a string: a rule needs numbers".into()),
             Value::Matrix(_) | Value::Samples(_) => {

@@ -120,14 +120,14 @@ impl Default for KafkaBus {
 /// `fletch.sources`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Sources {
+pub(super) struct Sources {
     pub(super) kafka: Vec<fletch_ingest::source::KafkaSource>,
 }
 
 /// `fletch.alerting`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Alerting {
+pub(super) struct Alerting {
     pub(super) webhooks: Vec<WebhookSettings>,
 }
 

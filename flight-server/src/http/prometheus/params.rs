@@ -13,9 +13,9 @@ const MIN_TIME: &str = "-292273086-05-16T16:47:06Z";
 const MAX_TIME: &str = "292277025-08-18T07:12:54.999999999Z";
 
 /// "No lower bound" and "no upper bound" in milliseconds; far outside what is accepted, but safe to add a year to.
-pub const TIME_MIN: i64 = i64::MIN / 4;
+pub(super) const TIME_MIN: i64 = i64::MIN / 4;
 /// See [`TIME_MIN`].
-pub const TIME_MAX: i64 = i64::MAX / 4;
+pub(super) const TIME_MAX: i64 = i64::MAX / 4;
 
 /// All parameters in the order they were given, URL first.
 #[derive(Debug, Default)]

@@ -130,16 +130,16 @@ impl RuleRun {
         let error = changes.error.clone();
         // A streaming rule closes many windows in which nothing happens; those are not worth a transaction.
         let worth_it = marks.is_empty() || !changes.changed.is_empty() || !changes.removed.is_empty() || !changes.transitions.is_empty();
-        if worth_it {
-            self.save(shared, at_ms, &alerts, changes, marks).await;
-        }
-        error.map_or(Ok(worth_it), |e| Err(e.to_string()))
+        let saved = worth_it && self.save(shared, at_ms, &alerts, changes, marks).await;
+        error.map_or(Ok(saved), |e| Err(e.to_string()))
     }
 
-    async fn save(&self, shared: &Shared, at_ms: i64, alerts: &RuleAlerts, changes: Changes, marks: Vec<Mark>) {
-        if let Err(error) = shared.recorder.record(&self.subject, at_ms, alerts, changes, marks).await {
+    async fn save(&self, shared: &Shared, at_ms: i64, alerts: &RuleAlerts, changes: Changes, marks: Vec<Mark>) -> bool {
+        let saved = shared.recorder.record(&self.subject, at_ms, alerts, changes, marks).await;
+        if let Err(error) = &saved {
             tracing::error!(rule = %self.rule.name, %error, "alerts could not be saved; they are kept in memory and saved at the next evaluation");
         }
+        saved.is_ok()
     }
 
     /// Applies the verdicts of a closed window of a streaming rule. Answers whether the marks were saved with it.
@@ -163,10 +163,10 @@ impl RuleRun {
         }
     }
 
-    /// Saves marks without an evaluation; also the time at which receivers are told again.
-    pub(crate) async fn save_marks(&self, shared: &Shared, at_ms: i64, marks: Vec<Mark>) {
+    /// Saves marks without an evaluation; also the time at which receivers are told again. Answers whether they were saved.
+    pub(crate) async fn save_marks(&self, shared: &Shared, at_ms: i64, marks: Vec<Mark>) -> bool {
         let alerts = self.state.lock().alerts.clone();
-        self.save(shared, at_ms, &alerts, Changes::default(), marks).await;
+        self.save(shared, at_ms, &alerts, Changes::default(), marks).await
     }
 
     /// Says in the rule's health why it does not work.

@@ -352,12 +352,21 @@ fn split_where(filter: Option<&Expr>, planner: &Planner<'_>, shape: &Shape<'_>) 
     Ok((joined(labels)?, joined(rows)?))
 }
 
+/// The name of a column of the answer: the alias, or the column without its table.
+fn output_name(expr: &Expr) -> String {
+    match expr {
+        Expr::Alias(alias) => alias.name.clone(),
+        Expr::Column(column) => column.name.clone(),
+        other => other.schema_name().to_string(),
+    }
+}
+
 /// Labels and value of an alert, from the SELECT list.
 fn outputs(shape: &Shape<'_>, groups: &[Group]) -> Result<(Vec<(String, usize)>, Expr), CompileError> {
     let group_columns: Vec<Column> = shape.aggregate.schema.columns().into_iter().take(groups.len()).collect();
     let (mut labels, mut values) = (Vec::new(), Vec::new());
     for expr in shape.output {
-        let name = expr.schema_name().to_string();
+        let name = output_name(expr);
         let bare = expr.clone().unalias_nested().data;
         let group = group_columns.iter().position(|c| matches!(&bare, Expr::Column(column) if column == c));
         match group.map(|i| (i, &groups[i])) {

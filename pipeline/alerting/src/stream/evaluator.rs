@@ -14,7 +14,7 @@
 //! [`QUEUE_MAX`] deliveries, the bus waits for it.
 
 use super::compile::Compiled;
-use super::rule::{RuleWindows, Subscription};
+use super::rule::{Row, RuleWindows, Subscription};
 use crate::rules::group::{RuleRun, Shared};
 use crate::store::{Mark, StateStore};
 use async_trait::async_trait;
@@ -240,7 +240,7 @@ impl PartitionRules {
     /// Hands every sample to the rules that its series is subscribed to. A series that no rule wants costs one look at an array per sample.
     fn add(&mut self, batch: &SampleBatch, registry: &SeriesRegistry, tenant: &TenantId) {
         self.decide(registry, tenant);
-        let mut rows: Vec<Vec<(SeriesRef, &fletch_schemas::Labels, u32, i64, f64)>> = vec![Vec::new(); self.live.len()];
+        let mut rows: Vec<Vec<Row<'_>>> = vec![Vec::new(); self.live.len()];
         for (i, series) in batch.series.iter().enumerate() {
             let Some(Some(subscribers)) = self.subscribers.get(series.index()) else { continue };
             for (rule, group) in &subscribers.rules {
@@ -296,7 +296,8 @@ async fn judge(live: &mut Live, partition: Partition, append_time_ms: i64, share
     let judged_ms = windows.watermark_ms().div_euclid(size) * size;
     if judged_ms.saturating_sub(*saved_ms) >= MARK_EVERY_MS.max(size) {
         let mark = Mark { name: mark_name(rule, partition), value: judged_ms.to_string() };
-        rule.run.save_marks(shared, judged_ms, vec![mark]).await;
-        *saved_ms = judged_ms;
+        if rule.run.save_marks(shared, judged_ms, vec![mark]).await {
+            *saved_ms = judged_ms;
+        }
     }
 }

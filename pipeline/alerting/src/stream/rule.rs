@@ -35,6 +35,9 @@ pub struct ClosedWindow {
     pub holds: Vec<(Labels, f64)>,
 }
 
+/// A sample of a subscribed series: the series, its labels, its group, time in milliseconds, value.
+pub(super) type Row<'a> = (SeriesRef, &'a Labels, u32, i64, f64);
+
 /// One rule's windows over one partition.
 #[derive(Debug)]
 pub struct RuleWindows {
@@ -112,11 +115,11 @@ impl RuleWindows {
         Ok(Subscription::Group(group))
     }
 
-    /// Counts samples of subscribed series: `(series, its labels, group, time ms, value)`.
+    /// Counts samples of subscribed series.
     ///
     /// # Errors
     /// WHERE cannot be evaluated on them; then none is counted.
-    pub fn add(&mut self, samples: &[(SeriesRef, &Labels, u32, i64, f64)]) -> Result<(), DataFusionError> {
+    pub fn add(&mut self, samples: &[Row<'_>]) -> Result<(), DataFusionError> {
         let keep = match &self.compiled.row_filter {
             None => None,
             Some(filter) => {

@@ -9,6 +9,9 @@ const SNIFF_BYTES: usize = 256;
 /// The header with the tenant.
 const TENANT_HEADER: &str = "X-Scope-OrgID";
 
+/// Name and value of a header.
+pub(super) type Header<'a> = (&'a str, Option<&'a [u8]>);
+
 /// A message as it came. Headers in their order; a name may come twice.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Message<'a> {
@@ -18,7 +21,7 @@ pub(super) struct Message<'a> {
     pub(super) key: Option<&'a [u8]>,
     pub(super) value: Option<&'a [u8]>,
     /// `None` when the client cannot hand them out: a name is not UTF-8.
-    pub(super) headers: Option<&'a [(&'a str, Option<&'a [u8]>)]>,
+    pub(super) headers: Option<&'a [Header<'a>]>,
 }
 
 impl<'a> Message<'a> {

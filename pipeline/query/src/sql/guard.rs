@@ -22,7 +22,7 @@ use fletch_common::Limits;
 use std::ops::ControlFlow;
 
 /// Deepest nesting of parentheses, brackets and CASE.
-pub const SQL_DEPTH_MAX: usize = 64;
+pub(super) const SQL_DEPTH_MAX: usize = 64;
 
 /// A statement may hold this many times [`Limits::sql_chain_max`] operators in all.
 const OPERATORS_PER_CHAIN: usize = 10;
@@ -34,15 +34,16 @@ const PARSER_RECURSION_MAX: usize = 400;
 ///
 /// # Errors
 /// `Limit` for a statement that is too long, `BadData` for one that is too deep, wrong or not allowed.
-pub fn parse(sql: &str, limits: &Limits) -> Result<DFStatement, SqlError> {
+pub(super) fn parse(sql: &str, limits: &Limits) -> Result<DFStatement, SqlError> {
     if sql.len() > limits.sql_bytes_max {
         return Err(SqlError::limit(format!("the statement has {} bytes; at most {} are allowed", sql.len(), limits.sql_bytes_max)));
     }
     let dialect = GenericDialect {};
-    let tokens = Tokenizer::new(&dialect, sql)
+    let mut tokens = Tokenizer::new(&dialect, sql)
         .tokenize_with_location()
         .map_err(|e| SqlError::bad_data(format!("syntax error: {}", e.message)).at(e.location.line, e.location.column))?;
     check_shape(&tokens, limits.sql_chain_max)?;
+    number_parameters(&mut tokens)?;
     let mut parser =
         DFParserBuilder::new(tokens).with_dialect(&dialect).with_recursion_limit(PARSER_RECURSION_MAX).build().map_err(SqlError::from)?;
     let mut statements = parser.parse_statements().map_err(SqlError::from)?;
@@ -51,6 +52,25 @@ pub fn parse(sql: &str, limits: &Limits) -> Result<DFStatement, SqlError> {
         (None, _) => Err(SqlError::bad_data("the request holds no statement")),
         (Some(_), more) => Err(SqlError::bad_data(format!("one statement per request, not {}", more + 1))),
     }
+}
+
+/// Turns `?, ?, …` into `$1, $2, …`: the planner takes all `?` for one and the same parameter.
+fn number_parameters(tokens: &mut [TokenWithSpan]) -> Result<(), SqlError> {
+    let (mut numbered, mut named) = (0, false);
+    for TokenWithSpan { token, span } in tokens {
+        let Token::Placeholder(name) = token else { continue };
+        if name == "?" {
+            numbered += 1;
+            *name = format!("${numbered}");
+        } else {
+            named = true;
+        }
+        if named && numbered > 0 {
+            let text = "parameters are written either as `?` or as `$1`, `$2`, …, not both";
+            return Err(SqlError::bad_data(text).at(span.start.line, span.start.column));
+        }
+    }
+    Ok(())
 }
 
 /// Operators of one expression, by families that make trees of their own.

@@ -25,7 +25,7 @@ mod window;
 use crate::StorageError;
 use crate::delta::{Commit, DeltaTable, FileEntry, Snapshot, TxnUpdate};
 use crate::parquet_file::FileSource;
-use fletch_common::failpoint;
+use fletch_common::{SharedClock, failpoint};
 use std::sync::Arc;
 use touched::Touched;
 
@@ -59,12 +59,18 @@ pub struct TierReport {
 pub struct TierJob {
     samples: Arc<DeltaTable>,
     tier: Arc<DeltaTable>,
+    clock: SharedClock,
 }
 
 impl TierJob {
     /// A job between two open tables.
-    pub fn new(samples: Arc<DeltaTable>, tier: Arc<DeltaTable>) -> Self {
-        Self { samples, tier }
+    pub fn new(samples: Arc<DeltaTable>, tier: Arc<DeltaTable>, clock: SharedClock) -> Self {
+        Self { samples, tier, clock }
+    }
+
+    /// The version of `samples` that is consumed; its log must not be cut above it.
+    pub fn consumed(&self) -> Option<i64> {
+        self.tier.snapshot().txn(CURSOR)
     }
 
     /// Consumes everything up to the newest version of `samples`.
@@ -86,7 +92,17 @@ impl TierJob {
         let mut report = TierReport { consumed: samples.version(), ..TierReport::default() };
         for (tenant, date, windows) in touched.by_partition() {
             let rows = window::compute(&self.samples, &samples, &tenant, date, &windows).await?;
-            let change = rewrite::merge(&self.tier, &tier, &tenant, date, rows, &windows, old_until, newest_ms).await?;
+            let change = rewrite::merge(
+                &self.tier,
+                &tier,
+                &tenant,
+                date,
+                rows,
+                &windows,
+                old_until,
+                rewrite::Times { committed_ms: newest_ms, now_ms: self.clock.now_ms() },
+            )
+            .await?;
             report.rows += change.rows;
             commit.adds.extend(change.added);
             commit.removes.extend(change.removed);

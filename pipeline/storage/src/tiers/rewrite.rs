@@ -22,6 +22,13 @@ pub(super) struct Change {
     pub(super) rows: u64,
 }
 
+/// When the newest raw row was committed, and when its window is written; milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) committed_ms: i64,
+    pub(super) now_ms: i64,
+}
+
 /// Uploads the file that holds `rows` and whatever else was in the files that it replaces.
 ///
 /// # Errors
@@ -35,7 +42,7 @@ pub(super) async fn merge(
     rows: Vec<Row>,
     windows: &Windows,
     old_until: i64,
-    committed_ms: i64,
+    times: Times,
 ) -> Result<Change, StorageError> {
     let arrow = |source| StorageError::Arrow { doing: "merging rows of the tier", source };
     let mut change = Change::default();
@@ -52,7 +59,11 @@ pub(super) async fn merge(
     let schema = Table::Samples1m.file_schema();
     let merged = sorted(&concat_batches(&schema, &batches).map_err(arrow)?).map_err(arrow)?;
     if merged.num_rows() > 0 {
-        let encoded = write_batch(Table::Samples1m, &[merged], &FileIdentity::new(tenant.clone(), date, None, committed_ms))?;
+        let encoded = write_batch(
+            Table::Samples1m,
+            &[merged],
+            &FileIdentity::new(tenant.clone(), date, None, times.committed_ms).written_at(times.now_ms),
+        )?;
         table.upload(&encoded.entry, encoded.bytes).await?;
         change.rows = encoded.entry.rows;
         change.added = Some(encoded.entry);

@@ -32,7 +32,7 @@ impl World {
         let open = |table| DeltaTable::open_or_create(store.clone(), table_root(table), table, shared.clone());
         let samples = Arc::new(open(Table::Samples).await.expect("memory"));
         let tier = Arc::new(open(Table::Samples1m).await.expect("memory"));
-        let job = TierJob::new(samples.clone(), tier.clone());
+        let job = TierJob::new(samples.clone(), tier.clone(), shared.clone());
         Self { clock, samples, tier, job, written: BTreeMap::new() }
     }
 
@@ -163,7 +163,7 @@ async fn resets_gaps_nan_stale_markers_and_midnight_come_out_as_documented() {
 async fn of_two_jobs_at_once_one_commits() {
     let mut world = World::new().await;
     world.flush(START_MS + 300_000, &[(1, START_MS, 1.0)]).await;
-    let second = TierJob::new(world.samples.clone(), world.tier.clone());
+    let second = TierJob::new(world.samples.clone(), world.tier.clone(), world.clock.clone());
     let (a, b) = tokio::join!(world.job.run(), second.run());
     assert!(a.is_ok() || b.is_ok());
     world.clock.advance(Duration::from_secs(1));

@@ -27,7 +27,6 @@ impl ConsumerContext for Context {}
 
 /// One line of librdkafka.
 pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    eprintln!("KLOG {facility} {message}");
     match level {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
             tracing::error!(facility, "kafka: {message}");
@@ -46,7 +45,7 @@ pub(crate) fn config(
     fixed: &[(&str, &str)],
 ) -> ClientConfig {
     let mut config = ClientConfig::new();
-    config.set("client.id", "fletch").set("log.connection.close", "false");
+    config.set("client.id", "fletch").set("log.connection.close", "false").set("reconnect.backoff.max.ms", "2000");
     let defaults = defaults.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
     config.extend(defaults.chain(properties.clone()));
     config.set("bootstrap.servers", brokers);

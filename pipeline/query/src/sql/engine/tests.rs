@@ -310,6 +310,8 @@ async fn parameters_are_bound_and_described() {
     assert_eq!(rows[0].column(0).as_primitive::<Float64Type>().values(), &[2.0]);
     let named = Params::Named([("h".to_owned(), ScalarValue::from("a"))].into_iter().collect());
     assert_eq!(run(with(r#"SELECT value FROM m."cpu" WHERE host = $h"#, named)).await.map(|r| r[0].num_rows()), Ok(1));
+    let marks = Params::Positional(vec![ScalarValue::from("b"), ScalarValue::from(1.5)]);
+    assert_eq!(run(with(r#"SELECT value FROM m."cpu" WHERE host = ? AND value > ?"#, marks)).await.map(|r| r[0].num_rows()), Ok(1));
     let any = run(with("SELECT $1 AS x", Params::Positional(vec![ScalarValue::from("text")]))).await.expect("any type");
     assert_eq!(any[0].column(0).as_string::<i32>().value(0), "text");
     let described =

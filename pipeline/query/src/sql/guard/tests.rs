@@ -115,3 +115,10 @@ fn long_statements_are_refused() {
     assert_eq!(error.kind, SqlErrorKind::Limit);
     assert!(error.message.contains("65536"), "{error}");
 }
+
+#[test]
+fn question_marks_are_numbered_from_the_left() {
+    let numbered = check("SELECT ? FROM t WHERE a = ? AND b IN (?, '?')").map(|s| s.to_string());
+    assert_eq!(numbered.as_deref(), Ok("SELECT $1 FROM t WHERE a = $2 AND b IN ($3, '?')"));
+    assert!(check("SELECT $1, ?").is_err_and(|e| e.message.contains("not both")));
+}

@@ -5,7 +5,7 @@
 //! - [`FileScan::ordered`] gives one file per partition and declares the order (metric, series_id, time); [`FileScan::unordered`] declares none.
 //! - Exact row counts are declared per file, no statistics of columns: DataFusion would answer `min` and `max` from them.
 
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use chrono::DateTime;
 use datafusion::catalog::Session;
 use datafusion::common::stats::Precision;
@@ -48,8 +48,8 @@ impl FileScan {
         let file_schema = table.file_schema();
         let file_columns = file_schema.fields().len();
         let partitions = PARTITION_COLUMNS.iter().zip([DataType::Utf8, DataType::Date32]);
-        let partitions = partitions.map(|(name, kind)| Arc::new(Field::new(*name, kind, false))).collect();
-        let mut source = ParquetSource::new(TableSchema::new(file_schema, partitions));
+        let partitions: Vec<FieldRef> = partitions.map(|(name, kind)| Arc::new(Field::new(*name, kind, false))).collect();
+        let mut source = ParquetSource::new(TableSchema::builder(file_schema).with_table_partition_cols(partitions).build());
         let cache = state.runtime_env().cache_manager.get_file_metadata_cache();
         let reader = CachedParquetFileReaderFactory::new(view.object_store(), cache);
         source = source.with_parquet_file_reader_factory(Arc::new(reader)).with_enable_page_index(true);

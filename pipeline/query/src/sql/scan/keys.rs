@@ -70,7 +70,7 @@ impl KeyRange {
     /// Whether a file can hold rows of it.
     pub(crate) fn may_touch(&self, file: &FileEntry) -> bool {
         let day = day_start_ms(file.date);
-        let in_time = day <= self.max_ms && self.min_ms <= day + DAY_MS - 1;
+        let in_time = day <= self.max_ms && self.min_ms < day + DAY_MS;
         let metric = self.metrics.as_ref().is_none_or(|all| all.iter().any(|m| file.keys.may_hold_metric(m)));
         in_time && metric && file.keys.may_hold_times(self.min_ms, self.max_ms)
     }
