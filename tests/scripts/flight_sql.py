@@ -29,8 +29,8 @@ HEADER = "adbc.flight.sql.rpc.call_header."
 
 
 class Server:
-    def __init__(self, http, flight):
-        self.http, self.flight, self.tenant = http.rstrip("/"), flight, f"flight-sql-{os.getpid()}"
+    def __init__(self, http, flight, tenant=f"flight-sql-{os.getpid()}"):
+        self.http, self.flight, self.tenant = http.rstrip("/"), flight, tenant
 
     def post(self, path, body, **headers):
         headers["X-Scope-OrgID"] = self.tenant
@@ -174,10 +174,13 @@ def frames(server):
         check("polars.read_database", plain(pl.read_database(ROWS, connection).to_arrow()), expected)
         frame = pd.read_sql(ROWS, connection)
         check("pandas.read_sql", (list(frame.columns), len(frame)), (["time", "value", "host", "zone"], len(expected)))
-    # The options of a URI cannot name a tenant: read_database_uri sees tenant `default`.
-    uri = f"flightsql://{server.flight}?transport=tcp"
-    frame = pl.read_database_uri("SELECT 1 AS one, TIMESTAMP '2026-01-01T00:00:00Z' AS time", uri, engine="adbc")
-    check("polars.read_database_uri", frame.rows()[0][0], 1)
+    # A URI cannot name a tenant: read_database_uri sees tenant `default`.
+    default = Server(server.http, server.flight, "default")
+    lines = [f'flight_uri{{pid="{os.getpid()}"}} {n}.5 {(int(time.time()) - n) * 1000}' for n in range(20)]
+    default.post("/api/v1/metrics/write", "\n".join(lines).encode(), **{"Content-Type": "text/plain"})
+    statement = f"""SELECT time, value, pid FROM m."flight_uri" WHERE pid = '{os.getpid()}' ORDER BY time"""
+    frame = pl.read_database_uri(statement, f"flightsql://{server.flight}?transport=tcp", engine="adbc")
+    check("polars.read_database_uri", (plain(frame.to_arrow()), len(frame)), (from_json(default.sql(statement)), 20))
 
 
 def errors(server):
@@ -191,7 +194,7 @@ def errors(server):
         refused("executemany", lambda: cursor.executemany("INSERT INTO samples VALUES (?)", [(1,), (2,)]), "not allowed")
         cursor.execute("SELECT 1")
         check("the connection still works", cursor.fetchone(), (1,))
-    refused("another tenant's metric", lambda: Server(server.http, server.flight + "").sql("SELECT * FROM m.nope"), "not found")
+    refused("another tenant's metric", lambda: Server(server.http, server.flight, "somebody-else").sql("SELECT * FROM m.flight_test"), "not found")
     with flight_sql.connect(f"grpc://{server.flight}", db_kwargs={HEADER + "x-scope-orgid": "somebody-else"}, autocommit=True) as other:
         with other.cursor() as cursor:
             cursor.execute("SELECT count(*) FROM samples")

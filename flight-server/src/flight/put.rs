@@ -14,6 +14,9 @@ use futures::{StreamExt, TryStreamExt};
 use prost::Message;
 use tonic::{Request, Status, Streaming};
 
+/// Batches that one set of parameters may come in: one has the row, others are empty.
+const BATCHES_MAX: usize = 16;
+
 impl FlightSql {
     /// Binds parameters to a prepared statement; the answer is its new handle.
     pub(super) async fn put(
@@ -47,7 +50,11 @@ async fn parameters(messages: BoxStream<'static, Result<FlightData, Status>>) ->
     let messages = messages.map_err(|status| FlightError::Tonic(Box::new(status)));
     let mut batches = FlightRecordBatchStream::new_from_flight_data(messages);
     let mut params = Params::None;
-    while let Some(batch) = batches.next().await {
+    for batches_read in 0.. {
+        let Some(batch) = batches.next().await else { break };
+        if batches_read >= BATCHES_MAX {
+            return Err(Status::invalid_argument(format!("parameters come in at most {BATCHES_MAX} batches")));
+        }
         let batch = batch.map_err(|e| Status::invalid_argument(format!("parameters cannot be read: {e}")))?;
         let next = params_of(&batch)?;
         if params != Params::None && next != Params::None {

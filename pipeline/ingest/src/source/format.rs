@@ -12,6 +12,9 @@ const TENANT_HEADER: &str = "X-Scope-OrgID";
 /// Name and value of a header.
 pub(super) type Header<'a> = (&'a str, Option<&'a [u8]>);
 
+/// A header of a message: its name and its value.
+pub(super) type Header<'a> = (&'a str, Option<&'a [u8]>);
+
 /// A message as it came. Headers in their order; a name may come twice.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Message<'a> {
@@ -193,8 +196,6 @@ fn clip(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::decode::testing::WriteRequest;
-
-    type Header<'a> = (&'a str, Option<&'a [u8]>);
 
     fn with_headers<'a>(headers: &'a [Header<'a>]) -> Message<'a> {
         Message { topic: "t", partition: 0, offset: 0, key: None, value: None, headers: Some(headers) }

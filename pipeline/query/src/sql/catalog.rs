@@ -16,6 +16,7 @@ use datafusion::common::Result;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::TableType;
 use fletch_schemas::tables::Table;
+use fletch_storage::delta::Snapshot;
 use fletch_storage::{ReadView, SelectLimits};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -34,10 +35,15 @@ pub const METRICS: &str = "m";
 ///
 /// # Errors
 /// A name is taken twice, which cannot be.
-pub(crate) fn catalog_of(view: &ReadView, metrics: Arc<[String]>, limits: SelectLimits) -> Result<Arc<dyn CatalogProviderList>> {
+pub(crate) fn catalog_of(
+    view: &ReadView,
+    tier: Option<&Arc<Snapshot>>,
+    metrics: Arc<[String]>,
+    limits: SelectLimits,
+) -> Result<Arc<dyn CatalogProviderList>> {
     let tables = MemorySchemaProvider::new();
-    for table in tables_of(view) {
-        tables.register_table(table.name().to_owned(), provider(view, table))?;
+    for (table, provider) in tables_of(view, tier) {
+        tables.register_table(table.name().to_owned(), provider)?;
     }
     let catalog = MemoryCatalogProvider::new();
     catalog.register_schema(PUBLIC, Arc::new(tables))?;
@@ -47,22 +53,16 @@ pub(crate) fn catalog_of(view: &ReadView, metrics: Arc<[String]>, limits: Select
     Ok(Arc::new(list))
 }
 
-/// The tables that exist in a view, by name. A tier exists once it has a file.
-pub(crate) fn tables_of(view: &ReadView) -> Vec<Table> {
-    let mut tables = vec![Table::Samples];
-    if !view.files(Table::Samples1m).is_empty() {
-        tables.push(Table::Samples1m);
+/// The tables that exist for a view, by name. The tier, which has versions of its own, exists once the tenant has a file in it.
+pub(crate) fn tables_of(view: &ReadView, tier: Option<&Arc<Snapshot>>) -> Vec<(Table, Arc<dyn TableProvider>)> {
+    let mut tables: Vec<(Table, Arc<dyn TableProvider>)> = vec![(Table::Samples, Arc::new(SamplesTable::new(view.clone())))];
+    if let Some(files) =
+        tier.map(|t| t.tenant_files(view.tenant(), i32::MIN..=i32::MAX).cloned().collect::<Vec<_>>()).filter(|f| !f.is_empty())
+    {
+        tables.push((Table::Samples1m, Arc::new(TierTable::new(view.clone(), Table::Samples1m, files))));
     }
-    tables.push(Table::Series);
+    tables.push((Table::Series, Arc::new(SeriesTable::new(view.clone()))));
     tables
-}
-
-fn provider(view: &ReadView, table: Table) -> Arc<dyn TableProvider> {
-    match table {
-        Table::Samples => Arc::new(SamplesTable::new(view.clone())),
-        Table::Series => Arc::new(SeriesTable::new(view.clone())),
-        Table::Samples1m => Arc::new(TierTable::new(view.clone(), table)),
-    }
 }
 
 /// Schema `m`. A view is opened once per statement, so that its columns cannot change while the statement runs.

@@ -33,6 +33,8 @@ use datafusion::physical_plan::execute_stream;
 use datafusion::sql::parser::Statement;
 use fletch_common::{Limits, SharedClock};
 use fletch_schemas::METRIC_NAME;
+use fletch_schemas::tables::Table;
+use fletch_storage::delta::{DeltaTable, Snapshot};
 use fletch_storage::{ReadView, SelectLimits};
 use futures::StreamExt;
 use futures::stream::{BoxStream, unfold};
@@ -40,7 +42,7 @@ use object_store::ObjectStore;
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -180,6 +182,7 @@ pub struct SqlEngine {
     clock: SharedClock,
     promql: Arc<Engine>,
     permits: Arc<Semaphore>,
+    tier: OnceLock<Arc<DeltaTable>>,
     // `None` only while it is being dropped.
     runtime: Option<Runtime>,
 }
@@ -214,7 +217,12 @@ impl SqlEngine {
             .build()
             .map_err(|e| SqlError::new(SqlErrorKind::Internal, format!("starting sql threads: {e}")))?;
         let base = session::base_state(&settings, store)?;
-        Ok(Arc::new(Self { base, settings, clock, promql, permits, runtime: Some(runtime) }))
+        Ok(Arc::new(Self { base, settings, clock, promql, permits, tier: OnceLock::new(), runtime: Some(runtime) }))
+    }
+
+    /// Makes table `samples_1m` known. Only the first call counts.
+    pub fn set_tier(&self, tier: Arc<DeltaTable>) {
+        let _ = self.tier.set(tier);
     }
 
     /// The limits that it keeps.
@@ -273,6 +281,7 @@ impl SqlEngine {
         columns: Option<WireTypes>,
     ) -> Result<Vec<TableInfo>, SqlError> {
         let (view, limits) = (view.clone(), SelectLimits::from(self.limits()));
+        let tier = self.tier.get().map(|t| t.snapshot());
         self.on_sql_thread(None, async move {
             let info = |schema: &str, name: &str, kind, columns| TableInfo {
                 catalog: CATALOG.to_owned(),
@@ -293,7 +302,7 @@ impl SqlEngine {
                 }
                 all.push(info(METRICS, name, "VIEW", schema));
             }
-            for table in tables_of(&view).into_iter().filter(|t| wanted(PUBLIC, t.name())) {
+            for (table, _) in tables_of(&view, tier.as_ref()).into_iter().filter(|(t, _)| wanted(PUBLIC, t.name())) {
                 all.push(info(PUBLIC, table.name(), "TABLE", columns.map(|wire| wire_schema(&table.table_schema(), wire))));
             }
             Ok(all)
@@ -383,7 +392,8 @@ impl SqlEngine {
         let text = statement.to_string().to_ascii_lowercase();
         let lists = text.contains("information_schema") || text.contains("show ");
         let names = if lists { metrics(&query.view).await? } else { Arc::from([]) };
-        let catalog = catalog_of(&query.view, names, SelectLimits::from(self.limits()))?;
+        let tier = self.tier_for(&text).await?;
+        let catalog = catalog_of(&query.view, tier.as_ref(), names, SelectLimits::from(self.limits()))?;
         let mut state = SessionStateBuilder::new_from_existing(self.base.clone()).with_catalog_list(catalog).build();
         state.execution_props_mut().query_execution_start_time = DateTime::from_timestamp_millis(self.clock.now_ms());
         let functions = Functions {
@@ -395,6 +405,17 @@ impl SqlEngine {
         state.register_udtf("promql", Arc::new(PromqlFunction(functions.clone())));
         state.register_udtf("series", Arc::new(SeriesFunction(functions)));
         Ok(state)
+    }
+}
+
+impl SqlEngine {
+    /// The tier as a statement sees it. Another process may write it, so a statement that reads it looks for newer versions first.
+    async fn tier_for(&self, statement: &str) -> Result<Option<Arc<Snapshot>>, SqlError> {
+        match self.tier.get() {
+            Some(tier) if statement.contains(Table::Samples1m.name()) => Ok(Some(tier.refresh().await?)),
+            Some(tier) => Ok(Some(tier.snapshot())),
+            None => Ok(None),
+        }
     }
 }
 

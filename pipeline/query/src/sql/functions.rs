@@ -19,6 +19,7 @@ mod arguments;
 mod rows;
 
 use super::error::{SqlError, SqlErrorKind, storage};
+use super::scan::KeyRange;
 use crate::ViewSource;
 use crate::engine::{Engine, ErrorKind, Matrix, QueryError, QueryOptions, RangeQuery, Value};
 use arguments::Arguments;
@@ -233,7 +234,8 @@ impl Compute for SeriesCall {
         let found: HashSet<Labels> = found.into_iter().collect();
         let metric = self.matchers.iter().find(|m| m.name == METRIC_NAME && m.op == MatchOp::Equal).map(|m| m.value.as_str());
         // The stored id of a series is in the table only: it differs from the hash of the labels where two hashes collide.
-        let stored = self.view.series_batches(metric, i32::MIN, i32::MAX).await.map_err(storage)?;
+        let (first, last) = KeyRange { metrics: None, min_ms, max_ms }.dates();
+        let stored = self.view.series_batches(metric, first, last).await.map_err(storage)?;
         let mut rows: Vec<(String, i64, String)> = Vec::new();
         let mut seen = HashSet::new();
         for batch in &stored {

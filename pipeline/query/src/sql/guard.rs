@@ -85,8 +85,15 @@ struct Frame {
 fn check_shape(tokens: &[TokenWithSpan], chain_max: usize) -> Result<(), SqlError> {
     let mut frames = vec![Frame::default()];
     let mut operators = 0;
-    for TokenWithSpan { token, span } in tokens {
+    let mut before = &Token::SemiColon;
+    for TokenWithSpan { token, span } in tokens.iter().filter(|t| !matches!(t.token, Token::Whitespace(_))) {
         let at = |error: SqlError| error.at(span.start.line, span.start.column);
+        // The sign of a number in a list is no operator: series ids are negative as often as not.
+        let is_sign = *token == Token::Minus && matches!(before, Token::Comma | Token::LParen);
+        before = token;
+        if is_sign {
+            continue;
+        }
         let frame = frames.last_mut().expect("the outermost frame is never taken off");
         let counter = match effect_of(token) {
             Effect::None => continue,

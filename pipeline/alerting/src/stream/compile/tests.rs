@@ -50,7 +50,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ("SELECT a.host, avg(a.value) FROM m.x a JOIN m.y b ON a.host = b.host GROUP BY a.host".into(), "one table"),
         ("SELECT host, avg(value) FROM m.x GROUP BY host, hop(time, INTERVAL '10s', INTERVAL '1m')".into(), "hop"),
         ("SELECT host, avg(value) FROM m.x GROUP BY host, tumble(time, INTERVAL '1 month')".into(), "months"),
-        ("SELECT host, avg(value) FROM m.x GROUP BY value, tumble(time, INTERVAL '1m')".into(), "GROUP BY value"),
+        ("SELECT value AS host, avg(value) AS value FROM m.x GROUP BY value, tumble(time, INTERVAL '1m')".into(), "GROUP BY value"),
         ("DROP TABLE x".into(), "`DROP`"),
         ("SELEC 1".into(), "SELEC"),
         (format!("SELECT host, avg(value) FROM m.x WHERE {} {group}", vec!["value > 1"; 3_000].join(" OR ")), "at most"),

@@ -13,3 +13,4 @@ pub(crate) mod samples;
 mod serial;
 
 pub(crate) use files::STORE_URL;
+pub(crate) use keys::KeyRange;

@@ -14,6 +14,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use fletch_schemas::tables::Table;
 use fletch_storage::ReadView;
+use fletch_storage::delta::FileEntry;
 use std::sync::Arc;
 
 /// Table `series`: one row per series and day it was active, live values laid over the stored ones.
@@ -67,13 +68,14 @@ impl TableProvider for SeriesTable {
 pub(crate) struct TierTable {
     view: ReadView,
     table: Table,
+    files: Vec<Arc<FileEntry>>,
     schema: SchemaRef,
 }
 
 impl TierTable {
-    /// The rows of tier `table` that `view` shows.
-    pub(crate) fn new(view: ReadView, table: Table) -> Self {
-        Self { view, table, schema: table.table_schema() }
+    /// The rows of tier `table` in `files`, all of them files of the tenant of `view`.
+    pub(crate) fn new(view: ReadView, table: Table, files: Vec<Arc<FileEntry>>) -> Self {
+        Self { view, table, files, schema: table.table_schema() }
     }
 }
 
@@ -101,8 +103,7 @@ impl TableProvider for TierTable {
         let all: Vec<usize> = (0..self.schema.fields().len()).collect();
         let columns = projection.unwrap_or(&all);
         let range = KeyRange::of(filters);
-        let mut files = self.view.files(self.table);
-        files.retain(|f| !range.is_empty() && range.may_touch(f));
+        let files: Vec<_> = self.files.iter().filter(|f| !range.is_empty() && range.may_touch(f)).cloned().collect();
         if files.is_empty() {
             return Ok(Arc::new(EmptyExec::new(Arc::new(self.schema.project(columns)?))));
         }
