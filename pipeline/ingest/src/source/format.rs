@@ -9,9 +9,6 @@ const SNIFF_BYTES: usize = 256;
 /// The header with the tenant.
 const TENANT_HEADER: &str = "X-Scope-OrgID";
 
-/// Name and value of a header.
-pub(super) type Header<'a> = (&'a str, Option<&'a [u8]>);
-
 /// A header of a message: its name and its value.
 pub(super) type Header<'a> = (&'a str, Option<&'a [u8]>);
 
