@@ -29,7 +29,7 @@ struct Metrics {
     failures: Counter,
 }
 
-/// Starts the role.
+/// Starts the role; the answer is the tier it writes, for those who read it.
 pub(super) async fn start(
     settings: &Settings,
     store: &Arc<dyn ObjectStore>,
@@ -37,9 +37,9 @@ pub(super) async fn start(
     registry: &mut Registry,
     stop: &CancellationToken,
     tasks: &mut JoinSet<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Arc<DeltaTable>>> {
     if !settings.tiers {
-        return Ok(());
+        return Ok(None);
     }
     let metrics = Metrics::default();
     registry.register("fletch_tier_rows", "Rows written to samples_1m", metrics.rows.clone());
@@ -56,14 +56,14 @@ pub(super) async fn start(
     let role = Role {
         job: TierJob::new(samples.clone(), tier.clone(), clock.clone()),
         samples,
-        tier,
+        tier: tier.clone(),
         leases: Leases::new(store.clone(), clock.clone()),
         holder: format!("{}:{}", std::process::id(), uuid::Uuid::new_v4()),
         clock: clock.clone(),
         metrics,
     };
     tasks.spawn(role.run(stop.clone()));
-    Ok(())
+    Ok(Some(tier))
 }
 
 struct Role {

@@ -18,7 +18,7 @@ use super::rule::{Row, RuleWindows, Subscription};
 use crate::rules::group::{RuleRun, Shared};
 use crate::store::{Mark, StateStore};
 use async_trait::async_trait;
-use fletch_ingest::{BatchSink, BusError, Delivery, Partition, SampleBatch, Series, SeriesRef, SeriesRegistry};
+use fletch_ingest::{BatchSink, BusError, Delivery, Partition, SampleBatch, Series, SeriesRegistry};
 use fletch_schemas::{SeriesSet, TenantId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

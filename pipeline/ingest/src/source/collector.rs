@@ -21,7 +21,6 @@ use super::{Gap, SourceError};
 use crate::{Bus, BusError};
 use fletch_common::SharedClock;
 use futures::future::join_all;
-use futures::stream::{self, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +36,7 @@ const ROUND_ROWS_MAX: usize = 65_536;
 const ROUND_BYTES_MAX: usize = 8 << 20;
 /// Bytes of batches that are kept while their partitions are blocked. Further ones are dropped and read again.
 const HELD_BYTES_MAX: usize = 64 << 20;
-/// Source partitions that are claimed at the same time.
+/// Source partitions that are claimed at the same time, and in one turn.
 const CLAIMS_MAX: usize = 8;
 /// First pause after a failure; doubled with each further one.
 const RETRY_MS_MIN: i64 = 500;
@@ -146,6 +145,8 @@ struct State {
     trouble_at_ms: i64,
     /// When faults may be logged again.
     faults_at_ms: i64,
+    /// When unbounded labels may be logged again.
+    labels_at_ms: i64,
 }
 
 /// A source: the feed, its partitions, and what they are appended to.
@@ -251,45 +252,51 @@ impl<F: Feed> Collector<F> {
         }
     }
 
-    /// F2, F3: asks the bus where the waiting partitions go on, and starts them there.
+    /// F2, F3: asks the bus where the waiting partitions go on, and starts them there. A few at a time: the group wants to be polled.
     fn place(&mut self) -> Result<(), SourceError> {
         let now_ms = self.wiring.clock.now_ms();
-        let due = |p: &Partition| matches!(p.place, Place::Waiting { retry_at_ms } if retry_at_ms <= now_ms);
-        if !self.state.all_here || !self.state.partitions.iter().any(due) {
+        if !self.state.all_here {
             return Ok(());
         }
-        let claims = self.state.partitions.iter().enumerate().filter(|(_, p)| due(p)).map(|(i, p)| {
+        let due = |p: &Partition| matches!(p.place, Place::Waiting { retry_at_ms } if retry_at_ms <= now_ms);
+        let due = self.state.partitions.iter().enumerate().filter(|(_, p)| due(p)).take(CLAIMS_MAX);
+        let claims = due.map(|(i, p)| {
             let (bus, source) = (self.wiring.bus.clone(), p.source.clone());
             async move { (i, bus.claim_source(&source).await) }
         });
-        let claims: Vec<_> = claims.collect();
-        let claimed: Vec<_> = self.wiring.runtime.block_on(stream::iter(claims).buffer_unordered(CLAIMS_MAX).collect());
-        for (i, claimed) in claimed {
-            self.place_one(i, claimed)?;
+        let claimed = self.wiring.runtime.block_on(join_all(claims));
+        // All ranges before the first start: a fetch that waits for messages holds up every later question to its broker.
+        let found: Vec<_> =
+            claimed.into_iter().map(|(i, claimed)| self.find(i, claimed).map(|found| (i, found))).collect::<Result<_, _>>()?;
+        for (i, found) in found {
+            self.start(i, found);
         }
         Ok(())
     }
 
-    fn place_one(&mut self, i: usize, claimed: Result<Option<i64>, BusError>) -> Result<(), SourceError> {
+    /// Where a claimed partition begins, and which offset that is.
+    fn find(&self, i: usize, claimed: Result<Option<i64>, BusError>) -> Result<Result<(Start, i64), String>, SourceError> {
+        let of = &self.state.partitions[i].of;
+        let stored = match claimed {
+            Err(source @ BusError::Closed) => return Err(SourceError::Bus { group: self.wiring.group.clone(), source }),
+            Err(error) => return Ok(Err(error.to_string())),
+            Ok(stored) => stored,
+        };
+        let range = match self.feed.range(of) {
+            Err(error) => return Ok(Err(error)),
+            Ok(range) => range,
+        };
+        let start = resolve(of, stored, range, &self.wiring)?;
+        Ok(Ok((start, if let Start::At(next) = start { next } else { range.low })))
+    }
+
+    fn start(&mut self, i: usize, found: Result<(Start, i64), String>) {
         let Self { feed, wiring, state, .. } = self;
         let partition = &mut state.partitions[i];
-        let found = match claimed {
-            Err(error @ BusError::Closed) => return Err(SourceError::Bus { group: wiring.group.clone(), source: error }),
-            Err(error) => Err(error.to_string()),
-            Ok(stored) => feed.range(&partition.of).map(|range| (stored, range)),
-        };
-        let started = match found {
-            Err(error) => Err(error),
-            Ok((stored, range)) => {
-                let start = resolve(&partition.of, stored, range, wiring)?;
-                feed.start(&partition.of, start).map(|()| (start, range.low))
-            }
-        };
-        match started {
-            Ok((start, low)) => {
-                let at = if let Start::At(next) = start { next } else { low };
-                (partition.place, partition.next, partition.durable) = (Place::Reading, at, at);
-                tracing::info!(partition = %partition.of, ?start, "reading a foreign topic");
+        match found.and_then(|(start, next)| feed.start(&partition.of, start).map(|()| next)) {
+            Ok(next) => {
+                (partition.place, partition.next, partition.durable) = (Place::Reading, next, next);
+                tracing::info!(partition = %partition.of, next, "reading a foreign topic");
             }
             Err(error) => {
                 let retry_ms = partition.next_retry_ms();
@@ -297,7 +304,6 @@ impl<F: Feed> Collector<F> {
                 tracing::warn!(partition = %partition.of, error, retry_ms, "cannot start to read a foreign topic");
             }
         }
-        Ok(())
     }
 
     /// Delivers what was read: letters first, then the append. All partitions at the same time, so that they share an fsync.
@@ -353,6 +359,10 @@ impl<F: Feed> Collector<F> {
             state.faults_at_ms = now_ms + LOG_EVERY_MS;
             let (faulty, letters) = (partition.batch.faulty, wiring.letters.is_some());
             tracing::warn!(partition = %partition.of, offset, fault, faulty, dead_letters = letters, "messages of a foreign topic cannot be used");
+        }
+        if let Some(label) = partition.batch.decoded.unbounded_label.filter(|_| state.labels_at_ms <= now_ms) {
+            state.labels_at_ms = now_ms + LOG_EVERY_MS;
+            tracing::warn!(partition = %partition.of, label, "series of a foreign topic have a label whose values are unbounded");
         }
         partition.batch.clear();
         (partition.place, partition.failures) = (Place::Reading, 0);
@@ -529,7 +539,7 @@ impl Partition {
 
     fn next_retry_ms(&mut self) -> i64 {
         let retry_ms = (RETRY_MS_MIN << self.failures.min(16)).min(RETRY_MS_MAX);
-        self.failures += 1;
+        self.failures = self.failures.saturating_add(1);
         retry_ms
     }
 
@@ -557,5 +567,27 @@ impl Partition {
         if let (Some(end), false) = (self.end, matches!(self.place, Place::Waiting { .. })) {
             metrics.lag.get_or_create(&self.lag_labels()).set((end - self.durable).max(0));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_is_due_at_each_of_its_bounds() {
+        let round = |messages, rows, bytes| Round { messages, rows, bytes, full: false }.is_due();
+        assert!(!round(ROUND_MESSAGES_MAX - 1, ROUND_ROWS_MAX - 1, ROUND_BYTES_MAX - 1));
+        assert!(round(ROUND_MESSAGES_MAX, 0, 0) && round(1, ROUND_ROWS_MAX, 0) && round(1, 0, ROUND_BYTES_MAX));
+        assert!(Round { full: true, ..Round::default() }.is_due());
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let mut partition = Partition::new(TopicPartition::new("t", 0), "c");
+        let pauses: Vec<i64> = (0..9).map(|_| partition.next_retry_ms()).collect();
+        assert_eq!(pauses, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000]);
+        partition.failures = u32::MAX;
+        assert_eq!(partition.next_retry_ms(), RETRY_MS_MAX);
     }
 }

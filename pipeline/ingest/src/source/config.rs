@@ -13,6 +13,9 @@ const FETCHED_KIB_MAX: &str = "32768";
 const SESSION_TIMEOUT_MS: &str = "10000";
 /// New topics and partitions are noticed after this time.
 const METADATA_REFRESH_MS: &str = "30000";
+/// How long the broker waits for messages before it answers. Short: whatever else is asked of that broker stands in line behind it. The
+/// first message ends the wait, so nothing is later for it.
+const FETCH_WAIT_MS: &str = "100";
 /// How often the client says where the topics end.
 const STATISTICS_MS: &str = "5000";
 /// How long a dead letter may be on its way.
@@ -159,6 +162,28 @@ impl KafkaSource {
         Ok(())
     }
 
+    /// Checks the entries, and that no topic is in two of them: its position could not be that of both.
+    ///
+    /// # Errors
+    /// [`SourceError::Config`], naming the key.
+    pub fn check_all(sources: &[Self]) -> Result<(), SourceError> {
+        for (i, one) in sources.iter().enumerate() {
+            one.check()?;
+            for other in sources[..i].iter().filter(|other| other.brokers == one.brokers) {
+                if let Some(topic) = one.topics.iter().find(|t| other.has(t)).or_else(|| other.topics.iter().find(|t| one.has(t))) {
+                    return Err(one.wrong("topics", format!("`{topic}` is read by two sources; each topic needs exactly one")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this topic, or this very regular expression, is one of the topics.
+    fn has(&self, topic: &str) -> bool {
+        let matches = |patterns: Vec<Regex>| !topic.starts_with('^') && patterns.iter().any(|p| p.is_match(topic));
+        self.topics.iter().any(|t| t == topic) || self.patterns().is_ok_and(matches)
+    }
+
     fn check_topics(&self) -> Result<(), SourceError> {
         if self.topics.is_empty() {
             return Err(self.wrong("topics", "name at least one topic"));
@@ -206,7 +231,7 @@ impl KafkaSource {
     pub(super) fn consumer(&self, excluded_topics: &[String]) -> ClientConfig {
         let mut config = self.common(&PRODUCER_ONLY, |config| {
             config.set("queued.max.messages.kbytes", FETCHED_KIB_MAX).set("topic.metadata.refresh.interval.ms", METADATA_REFRESH_MS);
-            config.set("statistics.interval.ms", STATISTICS_MS);
+            config.set("statistics.interval.ms", STATISTICS_MS).set("fetch.wait.max.ms", FETCH_WAIT_MS);
             if !self.broker_assigns() {
                 config.set("session.timeout.ms", SESSION_TIMEOUT_MS).set("partition.assignment.strategy", "cooperative-sticky");
             }
@@ -304,6 +329,21 @@ mod tests {
         for (name, _) in OURS {
             assert!(with(&property(name, "1")).contains("cannot be set"), "{name}");
         }
+    }
+
+    #[test]
+    fn a_topic_belongs_to_one_source() {
+        let of = |brokers: &str, topic: &str| KafkaSource { brokers: brokers.into(), topics: vec![topic.into()], ..source() };
+        let check = |a: &KafkaSource, b: &KafkaSource| KafkaSource::check_all(&[a.clone(), b.clone()]);
+        check(&of("a:1", "x"), &of("a:1", "y")).expect("two topics");
+        check(&of("a:1", "x"), &of("b:1", "x")).expect("two clusters");
+        check(&of("a:1", "^x"), &of("a:1", "^y")).expect("nothing is known of these");
+        for (one, other) in [("x", "x"), ("^x.*", "xy"), ("xy", "^x.*"), ("^x.*", "^x.*")] {
+            let error = check(&of("a:1", one), &of("a:1", other)).expect_err("the same topic").to_string();
+            assert!(error.contains("is read by two sources"), "{error}");
+        }
+        let error = KafkaSource::check_all(&[of("", "x")]).expect_err("each is checked").to_string();
+        assert!(error.contains("`brokers`"), "{error}");
     }
 
     #[test]

@@ -464,6 +464,51 @@ fn an_append_that_is_too_large_is_halved_and_a_message_that_is_becomes_a_letter(
 }
 
 #[test]
+fn a_round_ends_at_its_bounds_however_long_it_may_last() {
+    let mut f = Fixture::new(&[8, 8], |_, _| {});
+    let wide = (0..3_000).map(|n| format!("m{{l=\"{}\"}} {n}\n", "x".repeat(1_000))).collect::<String>();
+    (0..8).for_each(|at| f.put(0, at, wide.as_bytes()));
+    let long = (0..40_000).map(|n| format!("m {n}\n")).collect::<String>();
+    (0..8).for_each(|at| f.put(1, at, long.as_bytes()));
+    f.collector.feed().poll_messages = Some(1);
+    let mut appended = Vec::new();
+    f.assign(&[0, 1]);
+    f.turn();
+    while appended.iter().map(|(_, n)| n).sum::<i64>() < 16 {
+        f.collector.turn(Duration::from_secs(3_600)).expect("it goes on");
+        for append in f.bus.stored.lock().drain(..) {
+            let before: i64 = appended.iter().filter(|(s, _)| *s == append.sources[0].source).map(|(_, n)| n).sum();
+            appended.push((append.sources[0].source.clone(), append.sources[0].next - before));
+        }
+    }
+    // 3 MB a message in one partition, 40,000 rows a message in the other.
+    assert!(appended.iter().all(|(source, n)| *n <= if source.ends_with(":0") { 3 } else { 2 }), "{appended:?}");
+    assert!(appended.contains(&("src:c/t:0".into(), 3)) && appended.contains(&("src:c/t:1".into(), 2)), "{appended:?}");
+}
+
+#[test]
+fn what_is_held_for_a_dead_letter_topic_that_is_away_is_bounded() {
+    let mut f = Fixture::new(&[1; 9], |_, _| {});
+    let poison = vec![0xFF; 5 << 20];
+    (0..9).for_each(|number| f.put(number, 0, &poison));
+    f.collector.feed().poll_messages = Some(1);
+    *f.letters.away.lock() = true;
+    f.assign(&[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    f.turns(30);
+    // Each holds the value in its letter, and counts it as read: 10 MiB. The rest is not kept, and read again.
+    assert_eq!(f.collector.feed().paused.len(), 6);
+    assert_eq!(f.collector.feed().fetched.len(), 6);
+    *f.letters.away.lock() = false;
+    for _ in 0..30 {
+        f.later(30_000);
+    }
+    let mut letters: Vec<i32> = f.letters.delivered.lock().iter().map(|l| l.partition).collect();
+    letters.sort_unstable();
+    assert_eq!(letters, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    assert!((0..9).all(|n| f.bus.offset(&format!("src:c/t:{n}")) == Some(1)));
+}
+
+#[test]
 fn a_gap_ends_the_source_and_names_it() {
     for (low, stored, part) in [(10, 4, "offsets 4..10 were deleted"), (0, 99, "read up to offset 99, but it holds 0..3")] {
         let mut f = Fixture::new(&[3], |bus, _| {

@@ -429,7 +429,6 @@ async fn the_embedded_log_keeps_the_position_over_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_on_the_bus_on_kafka_deliver_everything_once() {
     let Some(broker) = broker() else { return };
-    let _ = tracing::subscriber::set_global_default(Print);
     let topic = Topic::new(&broker, "bus", 4).await;
     let tables = Arc::new(Tables::default());
     let settings =
@@ -458,37 +457,4 @@ async fn two_processes_on_the_bus_on_kafka_deliver_everything_once() {
     second.stop().await;
     second_bus.close().await;
     second_bus.leave().await;
-}
-
-// TEMPORARY
-struct Print;
-struct V(String);
-impl tracing::field::Visit for V {
-    fn record_debug(&mut self, f: &tracing::field::Field, v: &dyn std::fmt::Debug) {
-        self.0.push_str(&format!(" {}={v:?}", f.name()));
-    }
-}
-impl tracing::Subscriber for Print {
-    fn enabled(&self, m: &tracing::Metadata<'_>) -> bool {
-        *m.level() <= tracing::Level::DEBUG && m.target().contains("fletch")
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn event(&self, e: &tracing::Event<'_>) {
-        let mut v = V(String::new());
-        e.record(&mut v);
-        let _ = writeln!(
-            std::io::stderr(),
-            "{} {} {:?}{}",
-            SystemClock.now_ms() % 1_000_000,
-            e.metadata().level(),
-            std::thread::current().id(),
-            v.0
-        );
-    }
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
 }

@@ -8,6 +8,8 @@ use arrow::util::pretty::pretty_format_batches;
 use fletch_common::ManualClock;
 use fletch_ingest::{Append, BatchSink, Bus, BusError, Delivery, SampleBatch, SeriesRegistry, SourceOffset};
 use fletch_schemas::{Labels, TenantId, stale_marker};
+use fletch_storage::delta::store::table_root;
+use fletch_storage::tiers::TierJob;
 use fletch_storage::{Settings, Storage};
 use object_store::memory::InMemory;
 use parking_lot::Mutex;
@@ -40,6 +42,8 @@ struct Process {
     storage: Arc<Storage>,
     registry: Arc<SeriesRegistry>,
     sql: Arc<SqlEngine>,
+    store: Arc<InMemory>,
+    clock: SharedClock,
     offsets: Mutex<HashMap<u32, i64>>,
     _bus: Arc<dyn Bus>,
 }
@@ -60,8 +64,8 @@ async fn process_with(settings: SqlSettings) -> Process {
     }
     let promql = Arc::new(Engine::new(EngineSettings::default()));
     let permits = Arc::new(Semaphore::new(settings.limits.queries_concurrent_max));
-    let sql = SqlEngine::new(settings, store, clock, promql, permits).expect("threads");
-    Process { storage, registry, sql, offsets: Mutex::default(), _bus: bus }
+    let sql = SqlEngine::new(settings, store.clone(), clock.clone(), promql, permits).expect("threads");
+    Process { storage, registry, sql, store, clock, offsets: Mutex::default(), _bus: bus }
 }
 
 impl Process {
@@ -261,6 +265,30 @@ async fn a_tenant_sees_its_own_rows_only() {
         }
         p.flush().await;
     }
+}
+
+#[tokio::test]
+async fn the_tier_is_a_table_once_it_has_rows() {
+    let p = process().await;
+    assert_eq!(p.error("SELECT * FROM samples_1m").await.kind, SqlErrorKind::NotFound);
+    let open = async |table| {
+        Arc::new(DeltaTable::open_or_create(p.store.clone(), table_root(table), table, p.clock.clone()).await.expect("memory"))
+    };
+    let (samples, tier) = (open(Table::Samples).await, open(Table::Samples1m).await);
+    p.sql.set_tier(open(Table::Samples1m).await);
+    p.insert(
+        "default",
+        0,
+        &[("cpu/a", NOON, 1.0), ("cpu/a", NOON + 1, 2.0), ("cpu/a", NOON + 60_000, 3.0), ("cpu/b", NOON + 1, stale_marker())],
+    );
+    p.insert("other", 0, &[("cpu/a", NOON, 100.0)]);
+    p.flush().await;
+    TierJob::new(samples, tier, p.clock.clone()).run().await.expect("memory");
+    let tier = p.table("SELECT time, count, sum FROM samples_1m WHERE count > 0 AND metric = 'cpu' ORDER BY time").await;
+    assert_eq!(tier, ["2026-01-01T12:00:00Z 1 1.0", "2026-01-01T12:01:00Z 2 5.0"]);
+    let raw = "SELECT tumble(time, INTERVAL '1m') AS time, count(value) AS count, sum(value) FROM samples WHERE value IS NOT NULL GROUP BY 1 ORDER BY 1";
+    assert_eq!(p.table(raw).await, tier);
+    assert!(p.table("SHOW TABLES").await.iter().any(|l| l.contains("samples_1m")));
 }
 
 #[tokio::test]
