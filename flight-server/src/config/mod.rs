@@ -14,6 +14,7 @@ pub use file::{ConfigError, KafkaBus, RawConfig, parse_duration};
 
 use fletch_alerting::notify::webhook::WebhookSettings;
 use fletch_common::Limits;
+use fletch_ingest::source::KafkaSource;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,7 +33,7 @@ pub struct Settings {
     /// The bus, when it is Kafka.
     pub kafka: Option<KafkaBus>,
     /// Foreign topics to read.
-    pub kafka_sources: Vec<fletch_ingest::source::KafkaSource>,
+    pub kafka_sources: Vec<KafkaSource>,
     /// URL of the metadata store: `sqlite://…` or `postgres://…`.
     pub metadata_store: String,
     /// Longest time that samples stay only in the log and in memory.
@@ -115,6 +116,8 @@ impl Settings {
                 "the bus is kafka and the object store is a local folder: other processes on this bus need `--object-store` with one shared store"
             );
         }
+        KafkaSource::check_all(&fletch.sources.kafka)
+            .map_err(|error| ConfigError::Value { key: "fletch.sources.kafka".into(), why: error.to_string() })?;
         let http_addr = flags.http_addr.or(fletch.http_addr).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9090)));
         let external_url = fletch.external_url.unwrap_or_else(|| format!("http://{http_addr}"));
         Ok(Self {

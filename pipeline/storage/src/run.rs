@@ -13,7 +13,7 @@
 //! - **R4** Of two samples with one (series, time) the larger by [`beats`] stays, wherever they meet.
 //!
 //! # Parts
-//! [`build`] makes a run of a micro-batch, [`merge`] one run of several, [`write`] is the column writer both use.
+//! [`build`] makes a run of a micro-batch, [`merge`] one run of several, [`mod@write`] is the column writer both use.
 //!
 //! # Not here
 //! Which runs a query sees (`view`), when they are merged or dropped (`engine`).

@@ -14,7 +14,7 @@
 //! - **W4** A closed window has the value that the same SQL gives over the stored table, as long as no sample of it came later than `lateness`.
 //!
 //! # When it fails
-//! What the rule language does not have is refused by name when the rule is loaded ([`compile`]). A late row is counted and left to the table.
+//! What the rule language does not have is refused by name when the rule is loaded ([`compile()`]). A late row is counted and left to the table.
 //!
 //! # Not here
 //! States and their persistence ([`crate::state`], [`crate::store`]); hopping windows, joins, expressions inside aggregates.

@@ -55,7 +55,9 @@ impl Topic {
         let admin: AdminClient<_> = config.create().expect("a client");
         let made = admin.create_topics(&[NewTopic::new(&name, partitions, TopicReplication::Fixed(1))], &AdminOptions::new()).await;
         assert!(made.expect("the broker answers").iter().all(Result::is_ok));
-        Self { brokers: brokers.to_owned(), name, producer: config.create().expect("a client"), admin }
+        // Otherwise a retry of this client would look like a message that was read twice.
+        let producer = config.clone().set("enable.idempotence", "true").create().expect("a client");
+        Self { brokers: brokers.to_owned(), name, producer, admin }
     }
 
     async fn send(&self, partition: i32, values: &[Vec<u8>]) {
