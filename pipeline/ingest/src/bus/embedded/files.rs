@@ -59,11 +59,16 @@ impl LogFiles {
         let mut files = Self { dir, uuid, segment_bytes, bytes_max, next_generation: 1, segments: VecDeque::new(), spares: Vec::new() };
         let mut names = files.list()?;
         names.sort_unstable();
-        files.next_generation = names.last().map_or(1, |(generation, _)| generation + 1);
         let last = names.iter().rposition(|(_, spare)| !spare);
         for (i, (generation, spare)) in names.iter().copied().enumerate() {
             if spare { files.adopt_spare(generation)? } else { files.adopt_segment(generation, Some(i) == last)? }
         }
+        // Segments are numbered without gaps, that is how a missing one is noticed. So a spare that a crash left half made under the next number does
+        // not take that number away; it never held a record of it.
+        files.next_generation = match files.segments.back() {
+            Some(segment) => segment.generation + 1,
+            None => names.last().map_or(1, |(generation, _)| generation + 1),
+        };
         files.sync_dir()?;
         Ok(files)
     }

@@ -580,6 +580,25 @@ async fn a_sink_that_panics_fails_the_log_and_the_samples_are_there_at_the_next_
     assert_eq!(values(&sink), [0, 1, 2]);
 }
 
+/// Found by `kill -9`: the number of a half-made spare was left out, and the next start took the gap for a missing segment.
+#[tokio::test]
+async fn a_crash_while_a_spare_is_made_does_not_cost_a_segment() {
+    let world = World::new();
+    let (log, sink) = world.open_at(None).await;
+    append(&log, &sink, 0..5).await;
+    log.close().await;
+    let last = world.last_segment();
+    let stem = last.file_stem().and_then(|s| s.to_str()).expect("a name");
+    let next = u64::from_str_radix(stem, 16).expect("a number") + 1;
+    std::fs::write(last.with_file_name(format!("{next:016x}.spare")), [0; 100]).expect("written");
+    let (log, sink) = world.open_at(Some(0)).await;
+    append(&log, &sink, 5..9).await;
+    log.close().await;
+    let (log, sink) = world.open_at(Some(0)).await;
+    assert_eq!((values(&sink), log.range()), ((0..9).collect::<Vec<_>>(), 0..9));
+    log.close().await;
+}
+
 #[tokio::test]
 async fn a_crash_between_the_name_and_the_head_of_a_segment_is_forgotten() {
     let world = World::new();
