@@ -2,6 +2,8 @@
 
     kill.py [--kills 50] [--seed 1] [--bus embedded|kafka]
 
+Every second life of the server has a failpoint armed, at which it ends itself when it gets there before the kill: in the middle of a group commit, of
+an upload, between the commits of two tables.
 Senders behave as Prometheus does: in order per series, a request is sent again until it is answered with 2xx. Judged three times: by PromQL, by
 SQL, and (server stopped) by the `deltalake` package on the table files. Every sample is known by (series, time) and carries its own number as value.
 """
@@ -17,6 +19,9 @@ import time
 import fletchtest as ft
 
 SENDERS, SERIES, SAMPLES = 3, 20, 3
+# Failpoints, and up to which pass of them a life may last.
+FAILPOINTS = {"log-before-fsync": 200, "log-after-fsync": 200, "flush-before-put": 2, "flush-after-put": 2, "commit-before-put": 4, "commit-after-put": 4,
+              "series-after-commit": 2, "tier-before-commit": 1}
 
 
 class Sender(threading.Thread):
@@ -119,21 +124,32 @@ def main():
     senders = [Sender(n, server) for n in range(SENDERS)]
     for sender in senders:
         sender.start()
+    by_itself = collections.Counter()
     for n in range(chosen.kills):
-        time.sleep(random.uniform(0.05, 3.0))
-        server.kill()
+        try:
+            server.process.wait(random.uniform(0.05, 3.0))
+            by_itself[server.env.get("FLETCH_FAILPOINTS", "nothing").split("=")[0]] += 1
+        except subprocess.TimeoutExpired:
+            server.kill()
+        server.env.pop("FLETCH_FAILPOINTS", None)
+        if n % 2 and n + 1 < chosen.kills:
+            name, most = random.choice(list(FAILPOINTS.items()))
+            server.env["FLETCH_FAILPOINTS"] = f"{name}=exit:{random.randint(1, most)}"
         # Every third start is itself killed before it is ready.
-        server.start(wait=0 if n % 3 == 2 else 120)
-    if server.process.poll() is None:
-        server.wait_ready(120)
+        server.start(wait=0)
+        ready_or_gone = lambda: server.process.poll() is not None or ft.status(server.url + "/-/ready") == 200
+        if n % 3 != 2 or n + 1 == chosen.kills:
+            ft.eventually("the server is ready", ready_or_gone, 120)
+    server.wait_ready(120)
     time.sleep(1.0)
+    assert not by_itself["nothing"], f"the server ended without a reason:\n{server.tail()}"
     for sender in senders:
         sender.stop.set()
     for sender in senders:
         sender.join(60)
     sent = {k: v for s in senders for k, v in s.sent.items()}
     acknowledged = {k: v for s in senders for k, v in s.acknowledged.items()}
-    print(f"{chosen.bus}: {chosen.kills} kills, seed {chosen.seed}")
+    print(f"{chosen.bus}: {chosen.kills} crashes, seed {chosen.seed}; of them at failpoints: {dict(by_itself) or 'none'}")
     ft.eventually("everything acknowledged is visible", lambda: acknowledged.keys() <= {k for k, _ in by_promql(server, 0)}, 60)
     judge("PromQL", by_promql(server, 0), sent, acknowledged)
     judge("SQL", by_sql(server), sent, acknowledged)

@@ -55,6 +55,8 @@ impl Bus for NoBus {
 
     fn release(&self, _partition: Partition, _next: i64) {}
 
+    fn overtaken(&self, _partition: Partition) {}
+
     fn source_offsets(&self) -> Vec<SourceOffset> {
         Vec::new()
     }

@@ -38,9 +38,6 @@ pub(super) async fn start(
     stop: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<Option<Arc<DeltaTable>>> {
-    if !settings.tiers {
-        return Ok(None);
-    }
     let metrics = Metrics::default();
     registry.register("fletch_tier_rows", "Rows written to samples_1m", metrics.rows.clone());
     registry.register(
@@ -52,24 +49,28 @@ pub(super) async fn start(
     let open = |table| DeltaTable::open_or_create(store.clone(), table_root(table), table, clock.clone());
     // A handle of its own: the job follows the log at its own pace.
     let samples = Arc::new(open(Table::Samples).await.context("opening table samples")?);
-    let tier = Arc::new(open(Table::Samples1m).await.context("opening table samples_1m")?);
+    let mut job = None;
+    if settings.tiers {
+        let tier = Arc::new(open(Table::Samples1m).await.context("opening table samples_1m")?);
+        job = Some(TierJob::new(samples.clone(), tier, clock.clone()));
+    }
+    let tier = job.as_ref().map(|job| job.tier().clone());
     let role = Role {
-        job: TierJob::new(samples.clone(), tier.clone(), clock.clone()),
+        job,
         samples,
-        tier: tier.clone(),
         leases: Leases::new(store.clone(), clock.clone()),
         holder: format!("{}:{}", std::process::id(), uuid::Uuid::new_v4()),
         clock: clock.clone(),
         metrics,
     };
     tasks.spawn(role.run(stop.clone()));
-    Ok(Some(tier))
+    Ok(tier)
 }
 
 struct Role {
-    job: TierJob,
+    /// `None` when tiers are switched off.
+    job: Option<TierJob>,
     samples: Arc<DeltaTable>,
-    tier: Arc<DeltaTable>,
     leases: Leases,
     holder: String,
     clock: SharedClock,
@@ -94,24 +95,30 @@ impl Role {
 
     async fn once(&self, sweep: bool) -> Result<(), StorageError> {
         let Some(_lease) = self.leases.acquire("maintenance", &self.holder, LEASE).await? else { return Ok(()) };
-        let report = self.job.run().await?;
-        if report.rows > 0 {
-            self.metrics.rows.inc_by(report.rows);
-            self.metrics.replaced.inc_by(report.replaced as u64);
-            tracing::debug!(rows = report.rows, replaced = report.replaced, consumed = report.consumed, "samples_1m");
+        if let Some(job) = &self.job {
+            let report = job.run().await?;
+            if report.rows > 0 {
+                self.metrics.rows.inc_by(report.rows);
+                self.metrics.replaced.inc_by(report.replaced as u64);
+                tracing::debug!(rows = report.rows, replaced = report.replaced, consumed = report.consumed, "samples_1m");
+            }
+            job.tier().checkpoint_if_due().await?;
         }
-        self.tier.checkpoint_if_due().await?;
         if sweep { self.sweep().await } else { Ok(()) }
     }
 
     /// Cuts the logs and deletes the bytes of files that were replaced. The log of `samples` stays from what the tier has not consumed.
     async fn sweep(&self) -> Result<(), StorageError> {
-        if let Some(consumed) = self.job.consumed() {
+        let Some(job) = &self.job else {
+            return self.samples.cleanup_log(None).await.map(drop);
+        };
+        if let Some(consumed) = job.consumed() {
             self.samples.cleanup_log(Some(consumed + 1)).await?;
         }
-        self.tier.cleanup_log(None).await?;
+        let tier = job.tier();
+        tier.cleanup_log(None).await?;
         // Only the table's own retention keeps a view that is open elsewhere safe, so it is not shortened here.
-        let report = self.tier.vacuum(&self.tier.vacuum_by_options(), |_| false).await?;
+        let report = tier.vacuum(&tier.vacuum_by_options(), |_| false).await?;
         if report.files > 0 {
             tracing::info!(files = report.files, bytes = report.bytes, "deleted replaced files of samples_1m");
         }

@@ -341,6 +341,13 @@ impl Bus for EmbeddedLog {
         }
     }
 
+    fn overtaken(&self, _partition: Partition) {
+        self.shared.fail(
+            "another process writes to the tables under the identity of this log; two servers run on copies of one data folder: stop one of them, \
+             and give it a folder and a store of its own",
+        );
+    }
+
     fn source_offsets(&self) -> Vec<SourceOffset> {
         sources_of(&self.shared.log.lock().sources)
     }

@@ -41,7 +41,7 @@ use parking_lot::Mutex;
 use rdkafka::consumer::BaseConsumer;
 use reader::{Owned, ReaderContext};
 use sources::SourceWriters;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -120,6 +120,8 @@ struct Shared {
     partitions: u32,
     state: watch::Sender<KafkaState>,
     owned: Mutex<BTreeMap<Partition, Owned>>,
+    /// Partitions that the reader has to begin anew: see [`Bus::overtaken`].
+    overtaken: Mutex<BTreeSet<Partition>>,
     /// Whether the group has given this process its partitions (perhaps none) yet.
     joined: AtomicBool,
     /// Changes with every delivery and every change of `owned`.
@@ -200,6 +202,7 @@ impl KafkaBus {
             partitions,
             state: watch::Sender::new(KafkaState::Joining),
             owned: Mutex::default(),
+            overtaken: Mutex::default(),
             joined: AtomicBool::new(false),
             progress: watch::Sender::new(()),
             acknowledged: Mutex::default(),
@@ -290,6 +293,10 @@ impl Bus for KafkaBus {
         if let Some(consumer) = consumer {
             reader::commit(&consumer, &self.shared.topic, partition, next);
         }
+    }
+
+    fn overtaken(&self, partition: Partition) {
+        self.shared.overtaken.lock().insert(partition);
     }
 
     fn source_offsets(&self) -> Vec<SourceOffset> {

@@ -76,6 +76,10 @@ pub trait Bus: Send + Sync + std::fmt::Debug {
     /// Storage has committed everything below `next` of `partition`: the log may be cut there.
     fn release(&self, partition: Partition, next: i64);
 
+    /// Storage found that another process has committed for `partition`, and has dropped what it held of it. A bus that shares its partitions
+    /// begins again as at an assignment while the partition is its own; one that belongs to a single process has failed.
+    fn overtaken(&self, partition: Partition);
+
     /// Offsets of foreign topics as of the newest append (embedded) or as last read (Kafka).
     fn source_offsets(&self) -> Vec<SourceOffset>;
 

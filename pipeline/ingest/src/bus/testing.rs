@@ -58,8 +58,13 @@ impl Scripted {
     }
 
     pub(crate) fn starting_at(self, partition: Partition, offset: i64) -> Self {
-        self.start.lock().insert(partition, offset);
+        self.start_at(partition, offset);
         self
+    }
+
+    /// Where the next assignment begins.
+    pub(crate) fn start_at(&self, partition: Partition, offset: i64) {
+        self.start.lock().insert(partition, offset);
     }
 
     pub(crate) fn wanting_groups(mut self) -> Self {

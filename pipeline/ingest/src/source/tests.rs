@@ -95,6 +95,8 @@ impl Bus for ScriptedBus {
 
     fn release(&self, _partition: Partition, _next: i64) {}
 
+    fn overtaken(&self, _partition: Partition) {}
+
     fn source_offsets(&self) -> Vec<SourceOffset> {
         self.offsets.lock().iter().map(|(source, next)| SourceOffset { source: source.clone(), next: *next }).collect()
     }

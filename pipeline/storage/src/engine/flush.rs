@@ -28,7 +28,7 @@ use crate::run::merge::{merge_in_order, union_refs};
 use crate::run::{HotRun, Run, SAMPLE_BYTES};
 use crate::{Advice, StorageError};
 use fletch_common::failpoint;
-use fletch_ingest::{Partition, Series, SeriesRef, SeriesRegistry};
+use fletch_ingest::{Bus, Partition, Series, SeriesRef, SeriesRegistry};
 use fletch_schemas::{MetricKind, TenantId, date_of_ms};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
@@ -155,6 +155,9 @@ impl Core {
         );
         self.metrics.fenced.inc();
         self.drop_partition(partition, true);
+        if let Some(bus) = self.bus() {
+            bus.overtaken(partition);
+        }
         report.fenced.push(partition);
     }
 
@@ -349,12 +352,15 @@ impl Core {
     }
 
     fn release(&self, plan: &Plan) {
-        let bus = self.bus.read().as_ref().and_then(std::sync::Weak::upgrade);
-        if let Some(bus) = bus {
+        if let Some(bus) = self.bus() {
             for part in &plan.partitions {
                 bus.release(part.partition, part.to);
             }
         }
+    }
+
+    fn bus(&self) -> Option<Arc<dyn Bus>> {
+        self.bus.read().as_ref().and_then(std::sync::Weak::upgrade)
     }
 
     /// Merges decoded copies of small files of a day, so that a series is in one stretch of memory again.

@@ -144,13 +144,6 @@ impl Storage {
         self.core.flush_wanted.notify_one();
     }
 
-    /// Partitions that another process has taken while this one still delivers them: nothing of them is taken in until
-    /// [`BatchSink::assigned`] is called again and the bus delivers from the offset that it returns.
-    pub fn fenced(&self) -> Vec<Partition> {
-        let state = self.core.state.read();
-        state.partitions.iter().filter(|(_, p)| p.fenced).map(|(&partition, _)| partition).collect()
-    }
-
     /// Bytes of samples in memory that no table holds yet.
     pub fn unflushed_bytes(&self) -> u64 {
         self.core.unflushed_bytes()

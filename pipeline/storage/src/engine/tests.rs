@@ -74,6 +74,7 @@ pub(crate) struct World {
     pub(crate) clock: Arc<JumpClock>,
     log: Mutex<Vec<Record>>,
     released: Mutex<i64>,
+    overtaken: Mutex<Vec<Partition>>,
 }
 
 #[derive(Debug)]
@@ -87,6 +88,10 @@ impl Bus for ScriptedBus {
 
     fn release(&self, _partition: Partition, next: i64) {
         *self.0.released.lock() = next;
+    }
+
+    fn overtaken(&self, partition: Partition) {
+        self.0.overtaken.lock().push(partition);
     }
 
     fn source_offsets(&self) -> Vec<SourceOffset> {
@@ -110,7 +115,7 @@ pub(crate) fn settings() -> Settings {
 
 impl World {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { store: FaultStore::new(), clock: JumpClock::new(), log: Mutex::default(), released: Mutex::new(0) })
+        Arc::new(Self { store: FaultStore::new(), clock: JumpClock::new(), log: Mutex::default(), released: Mutex::new(0), overtaken: Mutex::default() })
     }
 
     /// Starts a process, which takes back from the log what the tables do not have.
@@ -343,6 +348,8 @@ async fn a_zombie_is_fenced_and_drops_what_it_holds() {
     zombie.push(&[("a", "x", NOON + 99, 1.0)]);
     let rows: Vec<Row> = ROWS.iter().copied().chain([("a", "new", NOON, 1.0)]).collect();
     assert_eq!(zombie.read("a").await, truth(&rows, "a"), "it reads the owner's files and takes nothing more");
+    assert_eq!(*world.overtaken.lock(), [0], "the bus is told");
+    zombie.storage.revoked(0);
     assert_eq!(zombie.storage.assigned(0).expect("assigned again"), Some(2));
     assert!(zombie.storage.view(&tenant("a")).warnings().is_empty());
 }

@@ -68,6 +68,11 @@ impl TierJob {
         Self { samples, tier, clock }
     }
 
+    /// The table that it writes.
+    pub fn tier(&self) -> &Arc<DeltaTable> {
+        &self.tier
+    }
+
     /// The version of `samples` that is consumed; its log must not be cut above it.
     pub fn consumed(&self) -> Option<i64> {
         self.tier.snapshot().txn(CURSOR)
@@ -117,22 +122,23 @@ impl TierJob {
 
     /// Files that joined `samples` after version `cursor`, and the time of the newest commit.
     async fn added_since(&self, cursor: Option<i64>, samples: &Snapshot) -> Result<(Vec<Arc<FileEntry>>, i64), StorageError> {
-        let newest = self.read_commit(samples.version()).await?;
+        let newest = self.samples.read_commit(samples.version()).await?.ok_or_else(|| StorageError::Corrupt {
+            path: format!("{}/_delta_log", self.samples.name()),
+            why: format!("version {} is gone", samples.version()),
+        })?;
         let newest_ms = newest.info().map_or(0, |info| info.timestamp);
-        let Some(cursor) = cursor else { return Ok((samples.files().cloned().collect(), newest_ms)) };
+        let everything = || Ok((samples.files().cloned().collect(), newest_ms));
+        let Some(cursor) = cursor else { return everything() };
         let mut added = Vec::new();
         for version in cursor + 1..=samples.version() {
-            let commit = self.read_commit(version).await?;
+            let Some(commit) = self.samples.read_commit(version).await? else {
+                // The log was cut while tiers were switched off.
+                tracing::warn!(version, "a version of samples is gone before the tier has consumed it: the tier is computed again from all files");
+                return everything();
+            };
             added.extend(self.samples.added(&commit)?.into_iter().filter(|file| file.data_change).map(Arc::new));
         }
         Ok((added, newest_ms))
-    }
-
-    async fn read_commit(&self, version: i64) -> Result<crate::delta::CommitLog, StorageError> {
-        self.samples.read_commit(version).await?.ok_or_else(|| StorageError::Corrupt {
-            path: format!("{}/_delta_log", self.samples.name()),
-            why: format!("version {version} is gone before the tier has consumed it; log clean-up must stay behind `{CURSOR}`"),
-        })
     }
 
     /// Which windows of which series have to be computed: those that new files fall into and that are closed, and those that closed since.

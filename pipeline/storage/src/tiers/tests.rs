@@ -139,6 +139,21 @@ async fn late_samples_reopen_their_windows_only() {
 }
 
 #[tokio::test]
+async fn a_log_that_was_cut_while_tiers_were_off_makes_the_tier_from_all_files() {
+    let mut world = World::new().await;
+    let minutes = |from: i64| -> Vec<Sample> { (0..40).map(|i| (i % 2, START_MS + (from + i) * 10_000, i as f64)).collect() };
+    world.flush(START_MS + 400_000, &minutes(0)).await;
+    world.job.run().await.expect("runs");
+    for n in 1..4 {
+        world.flush(START_MS + (n + 1) * 400_000, &minutes(n * 40)).await;
+    }
+    let cut = world.samples.object_path("_delta_log/00000000000000000002.json").expect("a path");
+    object_store::ObjectStoreExt::delete(world.samples.store().as_ref(), &cut).await.expect("was there");
+    world.job.run().await.expect("runs");
+    same(&world.rows().await, &world.expected(START_MS + 1_600_000 - GRACE_MS));
+}
+
+#[tokio::test]
 async fn resets_gaps_nan_stale_markers_and_midnight_come_out_as_documented() {
     let mut world = World::new().await;
     let midnight = (date_of_ms(START_MS) as i64 + 1) * 86_400_000;

@@ -580,6 +580,17 @@ async fn a_sink_that_panics_fails_the_log_and_the_samples_are_there_at_the_next_
     assert_eq!(values(&sink), [0, 1, 2]);
 }
 
+#[tokio::test]
+async fn a_log_whose_tables_another_process_writes_accepts_nothing_more() {
+    let world = World::new();
+    let (log, sink) = world.open_at(None).await;
+    append(&log, &sink, 0..5).await;
+    log.overtaken(0);
+    let refused = log.append(one(&sink.registry, "m", 5)).await;
+    assert!(matches!(&refused, Err(BusError::Corrupt(why)) if why.contains("another process")), "{refused:?}");
+    log.close().await;
+}
+
 /// Found by `kill -9`: the number of a half-made spare was left out, and the next start took the gap for a missing segment.
 #[tokio::test]
 async fn a_crash_while_a_spare_is_made_does_not_cost_a_segment() {

@@ -26,6 +26,8 @@ use std::time::Duration;
 const POLL: Duration = Duration::from_millis(100);
 /// How long a question for the ends of a partition may take.
 const WATERMARKS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long going back to an offset may take.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Samples of all partitions that are collected before they are delivered.
 const MERGE_SAMPLES_MIN: usize = 256 << 10;
 /// Messages after which they are delivered, whatever they hold.
@@ -141,6 +143,20 @@ impl ReaderContext {
         Ok(start)
     }
 
+    /// Begins a partition anew that is still ours: the offset in the tables is not where this process left it.
+    fn restart(&self, consumer: &BaseConsumer<Self>, partition: Partition) -> Result<(), BusError> {
+        if self.shared.owned.lock().remove(&partition).is_none() {
+            return Ok(());
+        }
+        for sink in &self.shared.wiring.sinks {
+            sink.revoked(partition);
+        }
+        let number = i32::try_from(partition).map_err(|_| BusError::Kafka(format!("partition {partition} was overtaken")))?;
+        let start = self.begin(consumer, number)?;
+        let doing = format!("going back to offset {start} of partition {partition}");
+        consumer.seek(&self.shared.topic, number, Offset::Offset(start), SEEK_TIMEOUT).map_err(|e| client::failed(&doing, &e))
+    }
+
     fn revoke(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> Result<(), BusError> {
         for element in partitions.elements() {
             let Ok(partition) = Partition::try_from(element.partition()) else { continue };
@@ -253,6 +269,10 @@ impl Reader {
 
     /// Takes what is there and delivers it.
     fn round(&mut self) -> Result<(), BusError> {
+        let overtaken = std::mem::take(&mut *self.shared.overtaken.lock());
+        for partition in overtaken {
+            self.consumer.context().restart(&self.consumer, partition)?;
+        }
         let (mut messages, mut samples, mut wait) = (0, 0, POLL);
         let consumer = self.consumer.clone();
         while messages < MERGE_MESSAGES_MAX && samples < MERGE_SAMPLES_MIN {

@@ -163,6 +163,32 @@ async fn a_partition_continues_where_the_sink_says() {
 }
 
 #[tokio::test]
+async fn a_partition_that_was_overtaken_begins_anew_where_the_tables_are() {
+    let Some(broker) = broker() else { return };
+    let sink = sink();
+    let bus = ready(&settings(&broker), &sink).await;
+    append(&bus, &sink, 0..20).await;
+    let stored = ends(&sink.wait(|seen| values(seen).len() == 20).await);
+    append(&bus, &sink, 20..40).await;
+    sink.wait(|seen| values(seen).len() == 40).await;
+    for (&partition, &next) in &stored {
+        sink.start_at(partition, next);
+        bus.overtaken(partition);
+    }
+    sink.wait(|seen| values(seen).len() == 60).await;
+    let mut twice: Vec<i64> = (0..40).chain(20..40).collect();
+    twice.sort_unstable();
+    assert_eq!(values(&sink.seen()), twice, "what the tables do not have comes again, nothing else");
+    let mut revoked = sink.revoked.lock().clone();
+    revoked.sort_unstable();
+    assert_eq!(revoked, stored.keys().copied().collect::<Vec<_>>());
+    append(&bus, &sink, 40..50).await;
+    sink.wait(|seen| values(seen).len() == 70).await;
+    bus.close().await;
+    bus.leave().await;
+}
+
+#[tokio::test]
 async fn an_offset_that_the_topic_does_not_have_fails_with_the_gap() {
     let Some(broker) = broker() else { return };
     let sink = Arc::new(Scripted::new(&Arc::new(SeriesRegistry::new())).starting_at(2, 1_000));
