@@ -14,6 +14,7 @@
 
 mod labels;
 mod matcher;
+pub mod pattern;
 mod sample;
 mod series_set;
 pub mod tables;

@@ -2,13 +2,13 @@
 //!
 //! Children are checked before their parents and left before right, so the first error is the one Prometheus reports first.
 
+use fletch_schemas::pattern::go_syntax;
 use fletch_schemas::{METRIC_NAME, MatchOp, Matcher};
 
 use crate::ast::{AggregateExpr, BinaryExpr, Call, Cardinality, Expr, Span, ValueType, VectorMatching, VectorSelector};
 use crate::error::ParseError;
 use crate::functions::{FunctionId, Variadic};
 use crate::quote::{quote, quote_bytes, unquote};
-use crate::regex;
 
 type Checked<T> = Result<T, Box<ParseError>>;
 
@@ -17,7 +17,7 @@ fn matches_empty(matcher: &Matcher) -> bool {
     let regex_matches_empty = || match matcher.value.as_str() {
         "" | ".*" => true,
         ".+" => false,
-        pattern => regex::translate(pattern).is_ok_and(|translated| translated.matches_empty),
+        pattern => go_syntax::translate(pattern).is_ok_and(|translated| translated.matches_empty),
     };
     match matcher.op {
         MatchOp::Equal => matcher.value.is_empty(),
@@ -37,7 +37,7 @@ pub(crate) fn check_regex(matcher: &Matcher) -> Result<(), String> {
     match matcher.op {
         MatchOp::Equal | MatchOp::NotEqual => Ok(()),
         _ if is_simple_regex(&matcher.value) => Ok(()),
-        MatchOp::Regex | MatchOp::NotRegex => regex::translate(&matcher.value).map(drop).map_err(|error| error.to_string()),
+        MatchOp::Regex | MatchOp::NotRegex => go_syntax::translate(&matcher.value).map(drop).map_err(|error| error.to_string()),
     }
 }
 

@@ -17,8 +17,8 @@
 //! # Ok::<(), fletch_promql::ParseError>(())
 //! ```
 //!
-//! Start with [`parse_expr`] and [`ast::Expr`], then [`functions`]. [`parse_selector`] reads `match[]` parameters, [`regex`] checks and
-//! rewrites patterns, [`parse_duration`] and [`format_duration`] know durations as text.
+//! Start with [`parse_expr`] and [`ast::Expr`], then [`functions`]. [`parse_selector`] reads `match[]` parameters, [`parse_duration`] and
+//! [`format_duration`] know durations as text.
 //!
 //! Grammar, error texts, positions and canonical texts are those of Prometheus 3.16 with every experimental feature on, except unquoted
 //! names beyond ASCII. `tests/language.rs` holds the cases.
@@ -36,7 +36,6 @@ mod lexer;
 mod parser;
 mod printer;
 mod quote;
-pub mod regex;
 mod token;
 
 pub use ast::{Expr, Span, ValueType, value_type};

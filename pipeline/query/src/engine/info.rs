@@ -6,9 +6,9 @@
 use super::control::Control;
 use super::error::QueryError;
 use super::labels::{Keep, metric_text, with};
-use super::matcher::CompiledMatcher;
 use super::matrix::{Mask, Matrix};
 use super::relabel::merge_same;
+use fletch_schemas::pattern::Condition;
 use fletch_schemas::{Labels, METRIC_NAME, Matcher};
 use hashbrown::{HashMap, HashSet};
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ const IDENTIFYING: [&str; 2] = ["instance", "job"];
 /// Info series that contradict each other; [`Control::check`].
 pub(crate) fn enrich(base: &Matrix, info: &Matrix, matchers: &[Matcher], control: &Control) -> Result<Matrix, QueryError> {
     let (names, data): (Vec<&Matcher>, Vec<&Matcher>) = matchers.iter().partition(|m| m.name == METRIC_NAME);
-    let names = names.into_iter().map(CompiledMatcher::new).collect::<Result<Vec<_>, _>>()?;
+    let names = names.into_iter().map(condition).collect::<Result<Vec<_>, _>>()?;
     // Info series themselves pass as they are.
     let passes: Vec<bool> = base.all_labels().iter().map(|l| names.iter().all(|m| m.matches(l.metric()))).collect();
     let wanted = wanted_identities(base, &passes);
@@ -31,7 +31,7 @@ pub(crate) fn enrich(base: &Matrix, info: &Matrix, matchers: &[Matcher], control
         info,
         candidates: candidates(info, &wanted),
         copied: data.iter().map(|m| m.name.as_str()).collect(),
-        keep_unmatched: data.iter().try_fold(true, |all, m| Ok::<_, QueryError>(all && CompiledMatcher::new(m)?.matches("")))?,
+        keep_unmatched: data.iter().try_fold(true, |all, m| Ok::<_, QueryError>(all && condition(m)?.matches("")))?,
         out: Matrix::with_capacity(base.grid, base.rows()),
     };
     for (row, passes) in passes.into_iter().enumerate() {
@@ -44,6 +44,10 @@ pub(crate) fn enrich(base: &Matrix, info: &Matrix, matchers: &[Matcher], control
         }
     }
     merge_same(enricher.out)
+}
+
+fn condition(matcher: &Matcher) -> Result<Condition, QueryError> {
+    Condition::new(matcher).map_err(|e| QueryError::BadData(format!("invalid regular expression in {matcher}: {e}")))
 }
 
 /// Values of each identifying label among the rows to enrich; an empty set asks for nothing.

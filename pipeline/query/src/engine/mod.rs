@@ -35,7 +35,6 @@ mod info;
 pub mod json;
 pub mod kernels;
 mod labels;
-mod matcher;
 pub mod matrix;
 pub mod number;
 mod plan;

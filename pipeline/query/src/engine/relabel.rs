@@ -9,7 +9,7 @@ use hashbrown::{HashMap, HashSet};
 use regex::Regex;
 use std::cmp::Ordering;
 
-/// `label_replace(input, dst, replacement, src, pattern)`; `pattern` is compiled by [`compile`].
+/// `label_replace(input, dst, replacement, src, pattern)`; `pattern` matches whole texts; `None` when it is none.
 ///
 /// # Errors
 /// A pattern or label name that is none; two results that meet.
@@ -49,12 +49,6 @@ pub(crate) fn join(mut input: Matrix, dst: &str, separator: &str, sources: &[&st
         relabel(&mut input, row, dst, &value);
     }
     merge_same(input)
-}
-
-/// A pattern in Go's syntax that has to match all of a text, its dot newlines too.
-pub(crate) fn compile(pattern: &str) -> Option<Regex> {
-    let translated = fletch_promql::regex::translate(pattern).ok()?;
-    Regex::new(&format!("^(?s:{})$", translated.pattern)).ok()
 }
 
 fn check_name(name: &str, what: &str, function: &str) -> Result<(), QueryError> {

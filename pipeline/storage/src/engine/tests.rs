@@ -115,7 +115,13 @@ pub(crate) fn settings() -> Settings {
 
 impl World {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { store: FaultStore::new(), clock: JumpClock::new(), log: Mutex::default(), released: Mutex::new(0), overtaken: Mutex::default() })
+        Arc::new(Self {
+            store: FaultStore::new(),
+            clock: JumpClock::new(),
+            log: Mutex::default(),
+            released: Mutex::new(0),
+            overtaken: Mutex::default(),
+        })
     }
 
     /// Starts a process, which takes back from the log what the tables do not have.

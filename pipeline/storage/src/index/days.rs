@@ -1,10 +1,10 @@
 //! One tenant: its label index, and per date which series are known and what their stored ids are.
 
 use super::labels::LabelIndex;
-use super::pattern::Condition;
 use crate::delta::Snapshot;
 use ahash::HashMap;
 use fletch_ingest::{Series, SeriesRef, SeriesRegistry};
+use fletch_schemas::pattern::Condition;
 use fletch_schemas::{Labels, MetricMetadata, TenantId};
 use hashbrown::HashTable;
 use parking_lot::{RwLock, RwLockReadGuard};

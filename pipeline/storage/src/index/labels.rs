@@ -3,9 +3,9 @@
 //! A condition that an absent label passes (`a!="x"`, `a=~".*"`) takes series away, any other one brings them: the shortest set that
 //! brings series is walked or intersected, whichever is cheaper. A single equality is a copy of its sorted list.
 
-use super::pattern::{Condition, Test};
 use fletch_ingest::SeriesRef;
 use fletch_schemas::Labels;
+use fletch_schemas::pattern::{Condition, Test};
 use roaring::RoaringBitmap;
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -26,4 +26,4 @@ mod tests;
 
 pub use days::{Day, Tenant};
 pub use labels::LabelIndex;
-pub use pattern::{Condition, PatternCache};
+pub use pattern::PatternCache;

@@ -133,7 +133,10 @@ impl TierJob {
         for version in cursor + 1..=samples.version() {
             let Some(commit) = self.samples.read_commit(version).await? else {
                 // The log was cut while tiers were switched off.
-                tracing::warn!(version, "a version of samples is gone before the tier has consumed it: the tier is computed again from all files");
+                tracing::warn!(
+                    version,
+                    "a version of samples is gone before the tier has consumed it: the tier is computed again from all files"
+                );
                 return everything();
             };
             added.extend(self.samples.added(&commit)?.into_iter().filter(|file| file.data_change).map(Arc::new));

@@ -7,12 +7,12 @@ use super::super::info::enrich;
 use super::super::matrix::{Grid, Mask, Matrix, RowMask};
 use super::super::plan::{Call, Node};
 use super::super::range::{Kernel, apply, check_edges};
-use super::super::relabel::{by_labels, by_value, compile, join, replace};
+use super::super::relabel::{by_labels, by_value, join, replace};
 use super::super::scalar::Column;
 use super::super::series::Pick;
 use super::{Evaluator, unexpected};
 use fletch_promql::functions::FunctionId as F;
-use fletch_schemas::Labels;
+use fletch_schemas::{Labels, pattern};
 
 impl Evaluator<'_> {
     /// A call that returns an instant vector.
@@ -184,10 +184,10 @@ impl Evaluator<'_> {
             let input = self.vector_arg(call, 0, grid)?;
             return join(input, dst, separator, sources);
         }
-        let [dst, replacement, src, pattern] = texts.as_slice() else { return Err(unexpected("labels")) };
-        let regex = call.pattern.get_or_init(|| compile(pattern)).as_ref();
+        let [dst, replacement, src, text] = texts.as_slice() else { return Err(unexpected("labels")) };
+        let regex = call.pattern.get_or_init(|| pattern::compile(text).ok()).as_ref();
         let input = self.vector_arg(call, 0, grid)?;
-        replace(input, dst, replacement, src, (pattern, regex))
+        replace(input, dst, replacement, src, (text, regex))
     }
 
     fn sort(&mut self, call: &Call, grid: Grid) -> Result<Matrix, QueryError> {

@@ -1,8 +1,8 @@
 //! Series in memory: the [`SeriesSource`] of these tests.
 
-use super::super::matcher::CompiledMatcher;
 use super::super::{QueryError, SeriesSource};
 use async_trait::async_trait;
+use fletch_schemas::pattern::Condition;
 use fletch_schemas::{Labels, Matcher, SeriesSet};
 use std::collections::BTreeMap;
 
@@ -22,7 +22,8 @@ impl MemorySource {
 impl SeriesSource for MemorySource {
     async fn select(&self, matchers: &[Matcher], min_ms: i64, max_ms: i64) -> Result<SeriesSet, QueryError> {
         assert!(min_ms <= max_ms, "a selector asks for a range that is one");
-        let compiled = matchers.iter().map(CompiledMatcher::new).collect::<Result<Vec<_>, _>>()?;
+        let compiled =
+            matchers.iter().map(Condition::new).collect::<Result<Vec<_>, _>>().map_err(|e| QueryError::BadData(e.to_string()))?;
         let mut out = SeriesSet::default();
         for (labels, samples) in &self.series {
             let hit = compiled.iter().zip(matchers).all(|(c, m)| c.matches(labels.get(&m.name).unwrap_or("")));

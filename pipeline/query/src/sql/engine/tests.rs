@@ -30,7 +30,7 @@ impl Bus for NoBus {
 
     fn release(&self, _partition: u32, _next: i64) {}
 
-    fn overtaken(&self, _partition: Partition) {}
+    fn overtaken(&self, _partition: u32) {}
 
     fn source_offsets(&self) -> Vec<SourceOffset> {
         Vec::new()

@@ -10,8 +10,6 @@
 //! # Not here
 //! Compiling, matching, limits on size. The names of Unicode classes are those `regex-syntax` knows, a few more than Go's.
 
-use crate::quote::is_word;
-
 /// A pattern for the `regex` crate. Anchor it as `^(?s:…)$`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Translated {
@@ -536,6 +534,11 @@ fn parse_count(text: &str) -> Option<(u32, &str)> {
         return None;
     }
     Some((digits.parse().unwrap_or(u32::MAX), rest))
+}
+
+/// ASCII letters, digits and `_`.
+fn is_word(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b == b'_'
 }
 
 #[cfg(test)]
