@@ -27,7 +27,7 @@ use fletch_ingest::{Bus, SeriesRegistry};
 use fletch_query::engine::{Engine, EngineSettings};
 use fletch_query::sql::{SqlEngine, SqlSettings};
 use fletch_schemas::TenantId;
-use fletch_storage::delta::store::open_store;
+use fletch_storage::delta::store::{open_store, wait_until_it_answers};
 use fletch_storage::{Storage, StorageError};
 use ingest_metrics::IngestMetrics;
 use object_store::ObjectStore;
@@ -150,6 +150,7 @@ async fn start(settings: Settings, stop: &CancellationToken, tasks: &mut JoinSet
     let mut metrics = Registry::default();
     let registry = Arc::new(SeriesRegistry::new());
     let store = open_store(&settings.object_store, std::env::vars()).context("`--object-store`")?;
+    wait_until_it_answers(store.as_ref(), clock.as_ref()).await.context("`--object-store`")?;
     let storage = open_storage(&settings, store.clone(), registry.clone(), clock.clone()).await?;
     storage.metrics().register(&mut metrics);
     let engine = Arc::new(Engine::new(EngineSettings { limits: settings.limits.clone(), ..EngineSettings::default() }));

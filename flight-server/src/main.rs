@@ -93,9 +93,34 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", causes(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The error with its causes. Many libraries repeat their cause in their own text: what was said already is left out.
+fn causes(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |mut said, cause| {
+        let text = cause.to_string();
+        if !said.contains(&text) {
+            said.push_str(if said.is_empty() { "" } else { ": " });
+            said.push_str(&text);
+        }
+        said
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = anyhow!("no answer").context("reading `a`: no answer").context("`--object-store`");
+        assert_eq!(causes(&error), "`--object-store`: reading `a`: no answer");
+        assert_eq!(causes(&anyhow!("b").context("a")), "a: b");
     }
 }
 

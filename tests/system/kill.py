@@ -1,8 +1,9 @@
 """kill -9 at random moments under load: acknowledged ⊆ stored ⊆ sent, nothing twice.
 
-    kill.py [--kills 50] [--seed 1] [--bus embedded|kafka]
+    kill.py [--kills 50] [--seed 1] [--bus embedded|kafka] [--store local|s3] [--faults 0.05]
 
-Every second life of the server has a failpoint armed, at which it ends itself when it gets there before the kill: in the middle of a group commit, of
+With `--store s3` the tables lie in a small S3 server that fails for a share of its requests (errors, throttling, delays, connections that end after
+the effect) and is out altogether twice. Every second life of the server has a failpoint armed, at which it ends itself when it gets there before the kill: in the middle of a group commit, of
 an upload, between the commits of two tables.
 Senders behave as Prometheus does: in order per series, a request is sent again until it is answered with 2xx. Judged three times: by PromQL, by
 SQL, and (server stopped) by the `deltalake` package on the table files. Every sample is known by (series, time) and carries its own number as value.
@@ -11,8 +12,10 @@ SQL, and (server stopped) by the `deltalake` package on the table files. Every s
 import argparse
 import collections
 import json
+import os
 import random
 import subprocess
+import sys
 import threading
 import time
 
@@ -79,13 +82,14 @@ def by_sql(server):
 
 
 READ_TABLE = """
-import json, sys
+import json, os, sys
 from deltalake import DeltaTable
 store = sys.argv[1]
+options = {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
 series = {}
-for row in DeltaTable(store + "/tables/series").to_pyarrow_table(columns=["series_id", "labels"]).to_pylist():
+for row in DeltaTable(store + "/tables/series", storage_options=options).to_pyarrow_table(columns=["series_id", "labels"]).to_pylist():
     series[row["series_id"]] = dict(row["labels"])
-samples = DeltaTable(store + "/tables/samples").to_pyarrow_table(columns=["metric", "series_id", "time", "value"]).to_pylist()
+samples = DeltaTable(store + "/tables/samples", storage_options=options).to_pyarrow_table(columns=["metric", "series_id", "time", "value"]).to_pylist()
 out = []
 for row in samples:
     if row["metric"] != "kill_test":
@@ -96,10 +100,18 @@ print(json.dumps(out))
 """
 
 
-def by_deltalake(store):
-    done = subprocess.run([ft.python(), "-c", READ_TABLE, str(store)], capture_output=True, text=True)
+def by_deltalake(store, env):
+    done = subprocess.run([ft.python(), "-c", READ_TABLE, str(store)], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     return [((a, b, ms), v) for a, b, ms, v in json.loads(done.stdout)]
+
+
+def start_s3(chosen):
+    sys.path.insert(0, str(ft.ROOT / "tests/services"))
+    import s3
+    server = s3.serve(0, chosen.faults, chosen.seed)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
 
 
 def main():
@@ -108,24 +120,34 @@ def main():
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--bus", choices=["embedded", "kafka"], default="embedded")
     arguments.add_argument("--brokers", default="127.0.0.1:29092")
+    arguments.add_argument("--store", choices=["local", "s3"], default="local")
+    arguments.add_argument("--faults", type=float, default=0.05, help="share of the requests to the S3 server that go wrong")
     chosen = arguments.parse_args()
     random.seed(chosen.seed)
     folder = ft.scratch("kill")
     # A short flush interval, so that kills meet flushes and commits too.
     flags = ["--flush-interval", "2s"]
+    env, s3 = {}, None
+    if chosen.store == "s3":
+        s3 = start_s3(chosen)
+        env = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3.server_port}", "AWS_ALLOW_HTTP": "true", "AWS_REGION": "local",
+               "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        flags += ["--object-store", "s3://fletch/kill"]
     if chosen.bus == "kafka":
         config = folder / "kafka.yml"
         config.write_text(f"fletch:\n  kafka: {{brokers: '{chosen.brokers}', topic: 'kill-{folder.name}', group: 'kill-{folder.name}', partitions: 4,"
                           " properties: {session.timeout.ms: '6000', heartbeat.interval.ms: '1000'}}\n")
-        server = ft.Fletch(folder / "data", *flags, config=config)
+        server = ft.Fletch(folder / "data", *flags, config=config, env=env)
     else:
-        server = ft.Fletch(folder / "data", *flags)
+        server = ft.Fletch(folder / "data", *flags, env=env)
     server.start()
     senders = [Sender(n, server) for n in range(SENDERS)]
     for sender in senders:
         sender.start()
     by_itself = collections.Counter()
     for n in range(chosen.kills):
+        if s3 and n % (chosen.kills // 2 + 1) == chosen.kills // 4:
+            s3.store.out_until = time.monotonic() + 8
         try:
             server.process.wait(random.uniform(0.05, 3.0))
             by_itself[server.env.get("FLETCH_FAILPOINTS", "nothing").split("=")[0]] += 1
@@ -141,6 +163,9 @@ def main():
         if n % 3 != 2 or n + 1 == chosen.kills:
             ft.eventually("the server is ready", ready_or_gone, 120)
     server.wait_ready(120)
+    if s3:
+        print(f"the object store: {dict(s3.store.counts)}")
+        s3.store.share = 0.0
     time.sleep(1.0)
     assert not by_itself["nothing"], f"the server ended without a reason:\n{server.tail()}"
     for sender in senders:
@@ -156,7 +181,7 @@ def main():
     server.flush()
     judge("SQL stored", by_sql(server), sent, acknowledged)
     assert server.stop() == 0, server.tail()
-    judge("deltalake", by_deltalake(server.data / "store"), sent, acknowledged)
+    judge("deltalake", by_deltalake("s3://fletch/kill" if s3 else server.data / "store", {**os.environ, **env}), sent, acknowledged)
 
 
 if __name__ == "__main__":

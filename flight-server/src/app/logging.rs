@@ -4,6 +4,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Installs the log of the process. A filter that cannot be read falls back to `info` and says so.
 pub fn start_logging(level: &str, format: &str) {
+    // The client of the stores tells of each of its retries; what comes of them is in our own messages.
+    let quieter = format!("{level},object_store=warn");
+    let level = if level.contains("object_store") || !level.contains("info") { level } else { &quieter };
     let (filter, bad) = match EnvFilter::try_new(level) {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),

@@ -13,7 +13,7 @@
 
 use super::file::corrupt;
 use crate::StorageError;
-use fletch_common::SharedClock;
+use fletch_common::{Clock, SharedClock};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
@@ -53,6 +53,38 @@ pub fn open_store(url: &str, options: impl IntoIterator<Item = (String, String)>
     let (store, prefix) = object_store::parse_url_opts(&parsed, ours).map_err(|e| refused(e.to_string()))?;
     let store: Arc<dyn ObjectStore> = Arc::from(store);
     Ok(if prefix.is_root() { store } else { Arc::new(PrefixStore::new(store, prefix)) })
+}
+
+/// First pause of [`wait_until_it_answers`]; doubles up to [`WAIT_PAUSE_MAX`].
+const WAIT_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest such pause.
+const WAIT_PAUSE_MAX: Duration = Duration::from_secs(15);
+/// How long a store that does not answer is waited for at a start.
+const WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// Returns when the store answers: a start during an outage waits for its end instead of failing. What waiting does not cure (no
+/// permission, a store that is not there by its own word) is an error at once.
+///
+/// # Errors
+/// [`StorageError::ObjectStore`] with the last answer, after [`WAIT_MAX`].
+pub async fn wait_until_it_answers(store: &dyn ObjectStore, clock: &dyn Clock) -> Result<(), StorageError> {
+    let path = Path::from("bus.json");
+    let give_up_ms = clock.now_ms().saturating_add(i64::try_from(WAIT_MAX.as_millis()).unwrap_or(i64::MAX));
+    let mut pause = WAIT_PAUSE_MIN;
+    loop {
+        let error = match store.head(&path).await {
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => return Ok(()),
+            Err(error) => error,
+        };
+        use object_store::Error as E;
+        let hopeless = matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. } | E::NotSupported { .. } | E::NotImplemented { .. });
+        if hopeless || clock.now_ms() >= give_up_ms {
+            return Err(failed("asking the store for", &path, error));
+        }
+        tracing::warn!(%error, next_try = ?pause, "the object store does not answer: waiting for it before the start goes on");
+        clock.sleep(pause).await;
+        pause = (pause * 2).min(WAIT_PAUSE_MAX);
+    }
 }
 
 /// The root of a table: `tables/<name>`.

@@ -4,6 +4,7 @@ use super::action::{Action, CommitLog, TextMap, decode_path, encode_path, schema
 use super::testing::{Fault, FaultStore, JumpClock, entry, open, root, tenant};
 use super::*;
 use crate::StorageError;
+use fletch_common::Clock;
 use fletch_schemas::tables::Table;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -122,6 +123,22 @@ async fn one_table_is_shared_by_many_tasks() {
     }
     assert_eq!(versions.len(), 20);
     assert_eq!(table.snapshot().totals().files, 20);
+}
+
+#[tokio::test]
+async fn a_start_waits_for_a_store_that_is_out() {
+    let (store, clock) = (FaultStore::new(), JumpClock::new());
+    let before_ms = clock.now_ms();
+    for _ in 0..3 {
+        store.break_get("bus.json");
+    }
+    super::store::wait_until_it_answers(store.as_ref(), clock.as_ref()).await.expect("answers the fourth time");
+    assert_eq!(clock.now_ms() - before_ms, 1_000 + 2_000 + 4_000);
+    for _ in 0..1_000 {
+        store.break_get("bus.json");
+    }
+    let error = super::store::wait_until_it_answers(store.as_ref(), clock.as_ref()).await.expect_err("out for good");
+    assert!(error.to_string().contains("bus.json"), "{error}");
 }
 
 #[tokio::test]
