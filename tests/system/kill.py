@@ -3,8 +3,9 @@
     kill.py [--kills 50] [--seed 1] [--bus embedded|kafka] [--store local|s3] [--faults 0.05]
 
 With `--store s3` the tables lie in a small S3 server that fails for a share of its requests (errors, throttling, delays, connections that end after
-the effect) and is out altogether twice. Every second life of the server has a failpoint armed, at which it ends itself when it gets there before the kill: in the middle of a group commit, of
-an upload, between the commits of two tables.
+the effect) and is out altogether twice. Every second life of the server has a failpoint armed, at which it ends itself when it gets there before the
+kill: in the middle of a group commit, of an upload, between the commits of two tables.
+
 Senders behave as Prometheus does: in order per series, a request is sent again until it is answered with 2xx. Judged three times: by PromQL, by
 SQL, and (server stopped) by the `deltalake` package on the table files. Every sample is known by (series, time) and carries its own number as value.
 """
