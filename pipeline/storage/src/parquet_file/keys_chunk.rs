@@ -9,7 +9,7 @@
 //! one row, plain values are smaller than a dictionary, and are written instead. Pages carry a zstd checksum.
 
 use super::PAGE_ROWS;
-use super::layout::ZSTD_LEVEL;
+use super::layout::Effort;
 use bytes::Bytes;
 use parquet::basic::{BoundaryOrder, Compression, Encoding, PageType, ZstdLevel};
 use parquet::column::page::{CompressedPage, Page, PageWriter};
@@ -84,10 +84,11 @@ pub(super) fn write<V: KeyValue>(
     column: ColumnDescPtr,
     runs: &[KeyRun<V>],
     sorted: bool,
+    effort: Effort,
 ) -> Result<(Bytes, ColumnCloseResult), ParquetError> {
     let rows: usize = runs.iter().map(|r| r.rows).sum();
     let mut sink = TrackedWrite::new(Vec::new());
-    let mut chunk = Chunk::new(&column, &mut sink)?;
+    let mut chunk = Chunk::new(&column, &mut sink, effort)?;
     let encoding = if rows < runs.len() * DICTIONARY_ROWS_PER_RUN_MIN { Encoding::PLAIN } else { Encoding::RLE_DICTIONARY };
     if encoding == Encoding::RLE_DICTIONARY {
         chunk.dictionary(runs)?;
@@ -172,6 +173,7 @@ fn extremes<V: KeyValue>(values: impl Iterator<Item = V>) -> Option<(V, V)> {
 struct Chunk<'a> {
     writer: SerializedPageWriter<'a, Vec<u8>>,
     compressor: Compressor<'static>,
+    level: i32,
     column_index: ColumnIndexBuilder,
     offset_index: OffsetIndexBuilder,
     dictionary_offset: Option<i64>,
@@ -182,12 +184,13 @@ struct Chunk<'a> {
 }
 
 impl<'a> Chunk<'a> {
-    fn new(column: &ColumnDescPtr, sink: &'a mut TrackedWrite<Vec<u8>>) -> Result<Self, ParquetError> {
-        let mut compressor = Compressor::new(ZSTD_LEVEL)?;
+    fn new(column: &ColumnDescPtr, sink: &'a mut TrackedWrite<Vec<u8>>, effort: Effort) -> Result<Self, ParquetError> {
+        let mut compressor = Compressor::new(effort.zstd_level)?;
         compressor.include_checksum(true)?;
         Ok(Self {
             writer: SerializedPageWriter::new(sink),
             compressor,
+            level: effort.zstd_level,
             column_index: ColumnIndexBuilder::new(column.physical_type()),
             offset_index: OffsetIndexBuilder::new(),
             dictionary_offset: None,
@@ -256,7 +259,7 @@ impl<'a> Chunk<'a> {
         }
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let metadata = ColumnChunkMetaData::builder(column)
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(self.level)?))
             .set_encodings(encodings)
             .set_page_encoding_stats(pages)
             .set_total_compressed_size(count(self.compressed))

@@ -1,0 +1,1 @@
+//! Compaction against a store that breaks on purpose.
