@@ -92,7 +92,7 @@ impl FileIdentity {
 
     /// `tenant=…/date=…/<uuid>.parquet`.
     pub fn path(&self) -> String {
-        format!("tenant={}/date={}/{}.parquet", self.tenant.path_segment(), date_text(self.date), self.uuid)
+        format!("{}{}.parquet", partition_folder(&self.tenant, self.date), self.uuid)
     }
 }
 
@@ -311,6 +311,11 @@ pub(crate) fn partition_of(values: &TextMap) -> Result<(TenantId, i32), String> 
     let tenant = TenantId::new(value("tenant")?).map_err(|e| e.to_string())?;
     let date = value("date")?;
     Ok((tenant, parse_date(date).ok_or_else(|| format!("`{date}` is not a date"))?))
+}
+
+/// `tenant=…/date=…/`.
+pub(crate) fn partition_folder(tenant: &TenantId, date: i32) -> String {
+    format!("tenant={}/date={}/", tenant.path_segment(), date_text(date))
 }
 
 /// `1970-01-01` and the like.
