@@ -2,6 +2,7 @@
 
 use super::keys_chunk::{self, KeyRun, push_run};
 use super::layout::{self, Effort, Encodings};
+use super::packed;
 use super::stream::SeriesKey;
 use super::{EncodedFile, PAGE_ROWS, ROW_GROUP_ROWS};
 use crate::StorageError;
@@ -35,10 +36,22 @@ pub struct SeriesSlice<'a> {
 /// # Errors
 /// [`StorageError::Unsorted`] when rows are out of order, of another date, or when there are none; [`StorageError::Parquet`].
 pub fn write_samples<'a>(series: impl IntoIterator<Item = SeriesSlice<'a>>, identity: &FileIdentity) -> Result<EncodedFile, StorageError> {
+    write_samples_with(series, identity, Effort::FLUSH)
+}
+
+/// As [`write_samples`], with an effort of your own.
+///
+/// # Errors
+/// As [`write_samples`].
+pub fn write_samples_with<'a>(
+    series: impl IntoIterator<Item = SeriesSlice<'a>>,
+    identity: &FileIdentity,
+    effort: Effort,
+) -> Result<EncodedFile, StorageError> {
     let series: Vec<SeriesSlice<'a>> = series.into_iter().filter(|s| !s.times.is_empty()).collect();
     let keys = check(&series, identity.date)?;
     let rows = series.iter().map(|s| s.times.len()).sum();
-    let bytes = encode(&series, rows).map_err(|source| failed(identity, source))?;
+    let bytes = encode(&series, rows, effort).map_err(|source| failed(identity, source))?;
     Ok(encoded(identity, bytes, rows, keys))
 }
 
@@ -112,10 +125,10 @@ fn check(series: &[SeriesSlice<'_>], date: i32) -> Result<KeyRanges, StorageErro
     Ok(KeyRanges { metrics: Some((Arc::from(first.metric), Arc::from(last.metric))), series_ids: Some(ids), times_ms })
 }
 
-fn encode(series: &[SeriesSlice<'_>], rows: usize) -> Result<Vec<u8>, ParquetError> {
+fn encode(series: &[SeriesSlice<'_>], rows: usize, effort: Effort) -> Result<Vec<u8>, ParquetError> {
     let schema = Table::Samples.file_schema();
-    let encodings: Encodings = layout::choose(series, rows, Effort::FLUSH)?;
-    let properties = layout::samples_properties(&schema, encodings, Effort::FLUSH)?;
+    let encodings: Encodings = layout::choose(series, rows, effort)?;
+    let properties = layout::samples_properties(&schema, encodings, effort)?;
     let columns = ArrowSchemaConverter::new().convert(&schema)?;
     let mut writer = SerializedFileWriter::new(Vec::with_capacity(rows * 2 + 4096), columns.root_schema_ptr(), Arc::new(properties))?;
     let mut rest = series.iter().copied();
@@ -125,7 +138,7 @@ fn encode(series: &[SeriesSlice<'_>], rows: usize) -> Result<Vec<u8>, ParquetErr
         if group.is_empty() {
             break;
         }
-        write_group(writer.next_row_group()?, &group, Effort::FLUSH)?;
+        write_group(writer.next_row_group()?, &group, effort)?;
     }
     writer.into_inner()
 }
@@ -164,9 +177,20 @@ pub(super) fn write_group(
     group.append_column(&bytes, close)?;
     let (bytes, close) = keys_chunk::write(schema.column(1), &ids, metrics.len() == 1, effort)?;
     group.append_column(&bytes, close)?;
-    write_times(&mut group, series)?;
-    write_values(&mut group, series)?;
-    write_start_times(&mut group, series.iter().map(|s| s.times.len()).sum())?;
+    if effort.per_page {
+        let times: Vec<i64> = series.iter().flat_map(|s| s.times).map(|ms| ms.saturating_mul(1000)).collect();
+        let (bytes, close) = packed::write_times(schema.column(2), &times, effort)?;
+        group.append_column(&bytes, close)?;
+        let values: Vec<f64> = series.iter().flat_map(|s| s.values).copied().collect();
+        let (bytes, close) = packed::write_values(schema.column(3), &values, is_stale, effort)?;
+        group.append_column(&bytes, close)?;
+        let (bytes, close) = packed::write_nulls(schema.column(4), values.len(), effort)?;
+        group.append_column(&bytes, close)?;
+    } else {
+        write_times(&mut group, series)?;
+        write_values(&mut group, series)?;
+        write_start_times(&mut group, series.iter().map(|s| s.times.len()).sum())?;
+    }
     group.close().map(drop)
 }
 
