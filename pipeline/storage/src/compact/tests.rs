@@ -300,7 +300,7 @@ async fn all_of(process: &Process) -> [Content; 2] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn any_arrival_flushes_and_compactions_give_what_brute_force_gives(
