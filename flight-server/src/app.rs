@@ -66,6 +66,7 @@ pub struct App {
     pub ingest_metrics: IngestMetrics,
     /// When the process started, milliseconds.
     pub started_ms: i64,
+    pub(crate) maintenance: Arc<maintenance::Role>,
     readiness: bus::Readiness,
 }
 
@@ -161,12 +162,12 @@ async fn start(settings: Settings, stop: &CancellationToken, tasks: &mut JoinSet
     let parts = bus::SourceParts { registry: &registry, remote_write: &remote_write, clock: &clock, stop };
     bus::start_sources(&settings, &opened, &parts, &mut metrics, tasks)?;
     tasks.spawn(storage.clone().run_background(stop.clone()));
-    let tier = maintenance::start(&settings, &store, &clock, &mut metrics, stop, tasks).await?;
+    let maintenance = maintenance::start(&settings, &storage, &store, &clock, &mut metrics, stop, tasks).await?;
     let permits = Arc::new(Semaphore::new(settings.limits.queries_concurrent_max));
     let sql_settings =
         SqlSettings { limits: settings.limits.clone(), spill_dir: Some(settings.data_dir.join("spill")), ..SqlSettings::default() };
     let sql = SqlEngine::new(sql_settings, store, clock.clone(), engine.clone(), permits.clone())?;
-    if let Some(tier) = tier {
+    if let Some(tier) = maintenance.tier {
         sql.set_tier(tier);
     }
     let ingest_metrics = IngestMetrics::register(&mut metrics);
@@ -184,6 +185,7 @@ async fn start(settings: Settings, stop: &CancellationToken, tasks: &mut JoinSet
         alerting,
         metrics,
         ingest_metrics,
+        maintenance: maintenance.role,
     }))
 }
 

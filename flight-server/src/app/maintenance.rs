@@ -1,14 +1,16 @@
-//! The maintenance role: the one-minute tier, checkpoints and log clean-up, under a lease so that one process does the work.
+//! The maintenance role: the one-minute tier, checkpoints, log clean-up and vacuum, under a lease so that one process does the work; and
+//! compaction, in a task of its own under leases per (tenant, date), so that a long merge holds nothing else up.
 
 use crate::config::Settings;
 use anyhow::Context;
 use fletch_common::SharedClock;
 use fletch_common::metrics::{Counter, Registry};
 use fletch_schemas::tables::Table;
-use fletch_storage::delta::DeltaTable;
+use fletch_storage::compact::{self, Compactor, When};
 use fletch_storage::delta::store::{Leases, table_root};
+use fletch_storage::delta::{DeltaTable, VacuumReport};
 use fletch_storage::tiers::TierJob;
-use fletch_storage::{Advice, StorageError};
+use fletch_storage::{Advice, Storage, StorageError};
 use object_store::ObjectStore;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +21,10 @@ use tokio_util::sync::CancellationToken;
 const EVERY: Duration = Duration::from_secs(10);
 /// How often logs are cut and replaced files deleted, milliseconds.
 const SWEEP_EVERY_MS: i64 = 3_600_000;
+/// How often there is a look for files to compact.
+const COMPACT_EVERY: Duration = Duration::from_secs(120);
+/// How often the tier is asked to consume what was committed before replaced files are deleted at once; another process may be faster.
+const TIER_ATTEMPTS_MAX: u32 = 3;
 /// How long a lease holds; a process that dies is followed after this.
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -29,15 +35,25 @@ struct Metrics {
     failures: Counter,
 }
 
-/// Starts the role; the answer is the tier it writes, for those who read it.
+/// What others need of the role.
+#[derive(Debug)]
+pub(super) struct Started {
+    /// The tier that it writes, for those who read it.
+    pub(super) tier: Option<Arc<DeltaTable>>,
+    /// For operators who want it done now.
+    pub(super) role: Arc<Role>,
+}
+
+/// Starts the role.
 pub(super) async fn start(
     settings: &Settings,
+    storage: &Arc<Storage>,
     store: &Arc<dyn ObjectStore>,
     clock: &SharedClock,
     registry: &mut Registry,
     stop: &CancellationToken,
     tasks: &mut JoinSet<()>,
-) -> anyhow::Result<Option<Arc<DeltaTable>>> {
+) -> anyhow::Result<Started> {
     let metrics = Metrics::default();
     registry.register("fletch_tier_rows", "Rows written to samples_1m", metrics.rows.clone());
     registry.register(
@@ -55,22 +71,30 @@ pub(super) async fn start(
         job = Some(TierJob::new(samples.clone(), tier, clock.clone()));
     }
     let tier = job.as_ref().map(|job| job.tier().clone());
-    let role = Role {
-        job,
-        samples,
-        leases: Leases::new(store.clone(), clock.clone()),
-        holder: format!("{}:{}", std::process::id(), uuid::Uuid::new_v4()),
-        clock: clock.clone(),
-        metrics,
-    };
-    tasks.spawn(role.run(stop.clone()));
-    Ok(tier)
+    let leases = Leases::new(store.clone(), clock.clone());
+    let holder = format!("{}:{}", std::process::id(), uuid::Uuid::new_v4());
+    let compactor = Compactor::new(compact::Settings::default(), clock.clone()).with_leases(leases.clone(), holder.clone());
+    compactor.metrics().register(registry);
+    let (storage, clock, one_process) = (storage.clone(), clock.clone(), settings.kafka.is_none());
+    let compacting = tokio::sync::Mutex::default();
+    let role = Arc::new(Role { job, samples, storage, compactor, compacting, one_process, leases, holder, clock, metrics });
+    tasks.spawn(role.clone().run(stop.clone()));
+    tasks.spawn(role.clone().run_compaction(stop.clone()));
+    Ok(Started { tier, role })
 }
 
-struct Role {
+/// The role of this process.
+#[derive(Debug)]
+pub(crate) struct Role {
     /// `None` when tiers are switched off.
     job: Option<TierJob>,
     samples: Arc<DeltaTable>,
+    storage: Arc<Storage>,
+    compactor: Compactor,
+    /// One compaction at a time in this process.
+    compacting: tokio::sync::Mutex<()>,
+    /// Nobody else reads or writes the store: the bus is the embedded log.
+    one_process: bool,
     leases: Leases,
     holder: String,
     clock: SharedClock,
@@ -78,7 +102,7 @@ struct Role {
 }
 
 impl Role {
-    async fn run(self, stop: CancellationToken) {
+    async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut swept_ms = self.clock.now_ms();
         while stop.run_until_cancelled(self.clock.sleep(EVERY)).await.is_some() {
             let due = self.clock.now_ms().saturating_sub(swept_ms) >= SWEEP_EVERY_MS;
@@ -91,6 +115,60 @@ impl Role {
                 }
             }
         }
+    }
+
+    async fn run_compaction(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(self.clock.sleep(COMPACT_EVERY)).await.is_some() {
+            match stop.run_until_cancelled(self.compact(When::Background)).await {
+                Some(Err(error)) => tracing::warn!(%error, "compaction failed; the files stay as they are until the next look"),
+                Some(Ok(_)) => {}
+                None => return,
+            }
+        }
+    }
+
+    async fn compact(&self, when: When) -> Result<compact::Report, StorageError> {
+        let _one = self.compacting.lock().await;
+        self.storage.compact(&self.compactor, when).await
+    }
+
+    /// Compacts everything that is small, overlaps or was never compacted, on every day.
+    ///
+    /// # Errors
+    /// See [`Storage::compact`].
+    pub(crate) async fn compact_now(&self) -> Result<compact::Report, StorageError> {
+        self.compact(When::Now).await
+    }
+
+    /// Deletes replaced files without waiting for their retention, and cuts the logs where they are old enough.
+    ///
+    /// # Errors
+    /// [`StorageError::Conflict`] when other processes may share the store; the store failed.
+    pub(crate) async fn vacuum_now(&self) -> Result<VacuumReport, StorageError> {
+        if !self.one_process {
+            let text = "vacuum=true deletes replaced files at once, which other processes on this store may be reading: with kafka as the bus \
+                        they go by themselves when their retention ends";
+            return Err(StorageError::Conflict(text.to_owned()));
+        }
+        // The tier has to consume what was committed: files that it has not accounted for stay.
+        for _ in 0..TIER_ATTEMPTS_MAX {
+            let Some(job) = &self.job else { break };
+            match job.run().await {
+                Err(error) if error.advice() == Advice::Fenced => {}
+                done => {
+                    done?;
+                    break;
+                }
+            }
+        }
+        let report = self.storage.vacuum(true, self.consumed()).await?;
+        self.cut_logs().await?;
+        Ok(report)
+    }
+
+    /// The version of `samples` that every follower has consumed; `None` when nothing follows it.
+    fn consumed(&self) -> Option<i64> {
+        self.job.as_ref().map(|job| job.consumed().unwrap_or(-1))
     }
 
     async fn once(&self, sweep: bool) -> Result<(), StorageError> {
@@ -107,21 +185,28 @@ impl Role {
         if sweep { self.sweep().await } else { Ok(()) }
     }
 
-    /// Cuts the logs and deletes the bytes of files that were replaced. The log of `samples` stays from what the tier has not consumed.
+    /// Cuts the logs and deletes the bytes of files that were replaced. Only a table's own retention keeps a view that is open elsewhere safe, so
+    /// it is not shortened here.
     async fn sweep(&self) -> Result<(), StorageError> {
-        let Some(job) = &self.job else {
-            return self.samples.cleanup_log(None).await.map(drop);
-        };
-        if let Some(consumed) = job.consumed() {
-            self.samples.cleanup_log(Some(consumed + 1)).await?;
+        self.cut_logs().await?;
+        let mut report = self.storage.vacuum(false, self.consumed()).await?;
+        if let Some(job) = &self.job {
+            let tier = job.tier().vacuum(&job.tier().vacuum_by_options(), |_| false).await?;
+            report.files += tier.files;
+            report.bytes += tier.bytes;
         }
-        let tier = job.tier();
-        tier.cleanup_log(None).await?;
-        // Only the table's own retention keeps a view that is open elsewhere safe, so it is not shortened here.
-        let report = tier.vacuum(&tier.vacuum_by_options(), |_| false).await?;
         if report.files > 0 {
-            tracing::info!(files = report.files, bytes = report.bytes, "deleted replaced files of samples_1m");
+            tracing::info!(files = report.files, bytes = report.bytes, "deleted replaced files");
         }
         Ok(())
+    }
+
+    /// The log of `samples` stays from what its slowest follower has not consumed; that of `series` is cut with its checkpoints.
+    async fn cut_logs(&self) -> Result<(), StorageError> {
+        self.samples.cleanup_log(self.consumed().map(|version| version + 1)).await?;
+        match &self.job {
+            Some(job) => job.tier().cleanup_log(None).await.map(drop),
+            None => Ok(()),
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Every failpoint there is.
-pub const POINTS: [&str; 8] = [
+pub const POINTS: [&str; 10] = [
     "log-before-fsync",
     "log-after-fsync",
     "flush-before-put",
@@ -17,6 +17,8 @@ pub const POINTS: [&str; 8] = [
     "commit-after-put",
     "series-after-commit",
     "tier-before-commit",
+    "compact-before-commit",
+    "compact-after-commit",
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,6 +16,7 @@
 //! # Not here
 //! Decoding and the bus (`fletch-ingest`), PromQL and SQL (`fletch-query`).
 
+pub mod compact;
 pub mod delta;
 pub mod engine;
 pub mod index;

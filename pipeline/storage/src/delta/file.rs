@@ -24,6 +24,7 @@ const TAG_FROM: &str = "fletch.from";
 const TAG_TO: &str = "fletch.to";
 const TAG_COMMITTED: &str = "fletch.committed";
 const TAG_HASH: &str = "fletch.hash";
+const TAG_COMPACTED: &str = "fletch.compacted";
 const TAG_REMOVED_BY: &str = "fletch.removedBy";
 
 /// xxh3-128 over all bytes of a file; as text `xxh3-128:` and 32 hex digits.
@@ -91,7 +92,7 @@ impl FileIdentity {
 
     /// `tenant=…/date=…/<uuid>.parquet`.
     pub fn path(&self) -> String {
-        format!("tenant={}/date={}/{}.parquet", self.tenant.path_segment(), date_text(self.date), self.uuid)
+        format!("{}{}.parquet", partition_folder(&self.tenant, self.date), self.uuid)
     }
 }
 
@@ -141,6 +142,9 @@ pub struct FileEntry {
     pub hash: Option<FileHash>,
     /// Whether its commit brought new rows. Not kept by checkpoints: false after one.
     pub data_change: bool,
+    /// Series ids of its first and last row, when a compaction wrote it: with the metrics these are the exact ends of its keys. Its rows were
+    /// in the files that the same commit removed.
+    pub compacted: Option<(i64, i64)>,
     /// When it was written, milliseconds.
     pub modification_time_ms: i64,
 }
@@ -154,6 +158,8 @@ pub struct RemovedFile {
     pub removed_ms: i64,
     /// The version that removed it.
     pub removed_by: i64,
+    /// Whether its rows left the table with it. Known of commits that were followed; true for what a checkpoint names.
+    pub data_change: bool,
     /// Bytes, when known.
     pub size: Option<u64>,
 }
@@ -192,6 +198,7 @@ impl FileEntry {
             committed_ms: identity.committed_ms,
             hash: Some(FileHash::of(bytes)),
             data_change: true,
+            compacted: None,
             modification_time_ms: identity.written_ms,
         }
     }
@@ -218,6 +225,7 @@ impl FileEntry {
             committed_ms: committed.unwrap_or(add.modification_time),
             hash: tag(tags, TAG_HASH).and_then(FileHash::parse),
             data_change: add.data_change,
+            compacted: tag(tags, TAG_COMPACTED).and_then(key_ends),
             modification_time_ms: add.modification_time,
         })
     }
@@ -257,6 +265,9 @@ impl FileEntry {
         if let Some(hash) = self.hash {
             tags.insert(TAG_HASH.into(), Some(hash.to_string()));
         }
+        if let Some((first, last)) = self.compacted {
+            tags.insert(TAG_COMPACTED.into(), Some(format!("{first},{last}")));
+        }
         if let Some(bus) = self.bus {
             tags.insert(TAG_PARTITION.into(), Some(bus.partition.to_string()));
             tags.insert(TAG_FROM.into(), Some(bus.from.to_string()));
@@ -275,6 +286,7 @@ impl RemovedFile {
             path,
             removed_ms: remove.deletion_timestamp.unwrap_or(0),
             removed_by: removed_by.unwrap_or(version),
+            data_change: remove.data_change || removed_by.is_some(),
             size: remove.size.and_then(|s| u64::try_from(s).ok()),
         })
     }
@@ -301,6 +313,11 @@ pub(crate) fn partition_of(values: &TextMap) -> Result<(TenantId, i32), String> 
     Ok((tenant, parse_date(date).ok_or_else(|| format!("`{date}` is not a date"))?))
 }
 
+/// `tenant=…/date=…/`.
+pub(crate) fn partition_folder(tenant: &TenantId, date: i32) -> String {
+    format!("tenant={}/date={}/", tenant.path_segment(), date_text(date))
+}
+
 /// `1970-01-01` and the like.
 pub(crate) fn date_text(date: i32) -> String {
     let day = date.checked_add(EPOCH_FROM_CE).and_then(NaiveDate::from_num_days_from_ce_opt);
@@ -314,6 +331,12 @@ pub(crate) fn parse_date(text: &str) -> Option<i32> {
 
 fn tag<'a>(tags: Option<&'a TextMap>, name: &str) -> Option<&'a str> {
     tags?.get(name)?.as_deref()
+}
+
+/// `<first id>,<last id>`.
+fn key_ends(text: &str) -> Option<(i64, i64)> {
+    let (first, last) = text.split_once(',')?;
+    Some((first.parse().ok()?, last.parse().ok()?))
 }
 
 fn bus_range(tags: Option<&TextMap>) -> Option<BusRange> {

@@ -13,11 +13,11 @@
 //! Where the actions come from ([`super::table`]).
 
 use super::action::{Action, Add, CommitLog, Metadata, Protocol, READER_VERSION, Remove, Txn, WRITER_VERSION};
-use super::file::{FileEntry, RemovedFile, corrupt, parse_date, partition_of};
+use super::file::{FileEntry, RemovedFile, corrupt, parse_date, partition_folder, partition_of};
 use crate::StorageError;
 use fletch_schemas::TenantId;
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::RangeInclusive;
+use std::ops::{Bound, RangeInclusive};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -124,6 +124,14 @@ impl Snapshot {
     /// Files that left the table and whose bytes may still be there, ordered by path.
     pub fn removed(&self) -> impl Iterator<Item = &RemovedFile> {
         self.removed.values()
+    }
+
+    /// Those of them that were files of one (tenant, date), as far as they have the names that we give.
+    pub fn removed_from(&self, tenant: &TenantId, date: i32) -> impl Iterator<Item = &RemovedFile> {
+        let folder = partition_folder(tenant, date);
+        let from = self.removed.range::<str, _>((Bound::Included(folder.as_str()), Bound::Unbounded));
+        let inside: Vec<&RemovedFile> = from.take_while(|(path, _)| path.starts_with(&folder)).map(|(_, file)| file).collect();
+        inside.into_iter()
     }
 
     /// Sums over the active files.

@@ -189,6 +189,17 @@ impl Leases {
         self.take(&lease.name, lease.number + 1, &body).await.map(drop)
     }
 
+    /// Gives a lease back and forgets its name: for names that are not used again and again.
+    ///
+    /// # Errors
+    /// [`StorageError::ObjectStore`]; what is left ends by itself.
+    pub async fn retire(&self, lease: &Lease) -> Result<(), StorageError> {
+        for number in self.numbers(&lease.name).await?.into_iter().filter(|n| *n <= lease.number) {
+            self.delete(&lease_path(&lease.name, number)).await?;
+        }
+        Ok(())
+    }
+
     /// Creates a number; whether it is ours. A lost answer counts as "not ours": the lease ends by itself.
     async fn take(&self, name: &str, number: i64, body: &LeaseBody) -> Result<bool, StorageError> {
         let path = lease_path(name, number);

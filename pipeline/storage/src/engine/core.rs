@@ -5,6 +5,7 @@ use super::insert::Inserter;
 use super::metrics::Metrics;
 use super::settings::Settings;
 use super::state::{Resident, State, TenantData, changed_days};
+use super::upkeep::Retired;
 use crate::StorageError;
 use crate::delta::store::table_root;
 use crate::delta::{DeltaTable, FileEntry, Snapshot};
@@ -49,6 +50,8 @@ pub(crate) struct Core {
     pub(crate) series_turn: tokio::sync::Mutex<()>,
     pub(crate) loading: Mutex<HashMap<String, Loading>>,
     pub(crate) facts: FactsCache,
+    /// Files that left the tables and that a view may still name.
+    pub(crate) retired: Retired,
     pub(crate) open_files: Mutex<Vec<(String, Arc<OpenFile>)>>,
     pub(crate) bus_id: OnceLock<String>,
     pub(crate) bus: RwLock<Option<Weak<dyn Bus>>>,
@@ -92,6 +95,7 @@ impl Core {
             series_turn: tokio::sync::Mutex::new(()),
             loading: Mutex::default(),
             facts: FactsCache::default(),
+            retired: Retired::default(),
             open_files: Mutex::default(),
             bus_id: OnceLock::new(),
             bus: RwLock::new(None),
@@ -133,7 +137,7 @@ impl Core {
     pub(crate) async fn refresh(&self) -> Result<Arc<Snapshot>, StorageError> {
         let samples = self.samples.refresh().await?;
         let series = self.series.refresh().await?;
-        self.adopt(&samples, &series);
+        self.follow(&samples, &series).await;
         Ok(samples)
     }
 
@@ -145,6 +149,11 @@ impl Core {
         let changed = if newer { changed_days(&old, samples) } else { Vec::new() };
         for (tenant, _) in &changed {
             self.tenant(tenant);
+        }
+        self.retired.note(&old, samples, &changed);
+        let old_series = self.state.read().series.clone();
+        if series.version() > old_series.version() {
+            self.retired.note(&old_series, series, &changed_days(&old_series, series));
         }
         let mut state = self.state.write();
         state.adopt(samples, series, &changed, self.tick());

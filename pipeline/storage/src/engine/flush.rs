@@ -314,7 +314,7 @@ impl Core {
             {
                 tracing::warn!(%error, "labels of what others committed meanwhile come with the next look at the tables");
             }
-            self.adopt(samples, &self.series.snapshot());
+            self.follow(samples, &self.series.snapshot()).await;
         }
         // After a failure the copies stay a while: the commit may have landed all the same. The next flush clears them.
         let mut state = self.state.write();
@@ -371,7 +371,7 @@ impl Core {
             let old: Vec<Arc<Resident>> = {
                 let state = self.state.read();
                 let Some(day) = state.day(tenant, date) else { return };
-                let sizes: Vec<usize> = day.resident.iter().map(|g| g.run.samples()).collect();
+                let sizes: Vec<usize> = day.resident.iter().map(|g| g.samples()).collect();
                 let tail = tail_to_merge(&sizes, RESIDENT_SAMPLES_MAX.min(budget));
                 day.resident[day.resident.len() - tail..].to_vec()
             };
@@ -380,7 +380,7 @@ impl Core {
             }
             let (inputs, registry) = (old.clone(), self.registry.clone());
             let job = move || {
-                let runs: Vec<&Run> = inputs.iter().map(|g| g.run.as_ref()).collect();
+                let runs: Vec<&Run> = inputs.iter().flat_map(|g| &g.runs).map(Arc::as_ref).collect();
                 merge_in_order(&runs, &by_metric(&registry, union_refs(runs.iter().copied()))).0
             };
             let Ok(run) = tokio::task::spawn_blocking(job).await else { return };

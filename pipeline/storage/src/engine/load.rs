@@ -100,12 +100,25 @@ impl Core {
     fn resident(&self, entry: &FileEntry) -> Option<Arc<Run>> {
         let state = self.state.read();
         let day = state.day(&entry.tenant, entry.date)?;
-        let group = day.resident.iter().find(|g| g.entries.len() == 1 && g.covers(&entry.path))?;
+        let group = day.resident.iter().find(|g| g.entries.len() == 1 && g.runs.len() == 1 && g.covers(&entry.path))?;
         group.touch(self.tick());
-        Some(group.run.clone())
+        group.runs.first().cloned()
     }
 
     async fn read_file(&self, entry: &Arc<FileEntry>) -> Result<Arc<Run>, StorageError> {
+        let run = self.decode_file(entry).await?;
+        let mut state = self.state.write();
+        if run.bytes() <= self.settings.resident_bytes_max {
+            state.warm(entry, &run, self.tick());
+        }
+        let gone = self.trim(&mut state);
+        drop(state);
+        drop(gone);
+        Ok(run)
+    }
+
+    /// A whole file as a run that is nobody's yet.
+    pub(crate) async fn decode_file(&self, entry: &Arc<FileEntry>) -> Result<Arc<Run>, StorageError> {
         let source = self.source(Table::Samples, entry)?;
         let bytes = source.bytes().await?;
         let decoding = {
@@ -117,13 +130,6 @@ impl Core {
         let building = tokio::task::spawn_blocking(move || build(&rows, &refs));
         let run = Arc::new(building.await.map_err(|e| ended(&entry.path, &e))?);
         self.metrics.files_read.inc();
-        let mut state = self.state.write();
-        if run.bytes() <= self.settings.resident_bytes_max {
-            state.warm(entry, &run, self.tick());
-        }
-        let gone = self.trim(&mut state);
-        drop(state);
-        drop(gone);
         Ok(run)
     }
 
@@ -245,22 +251,22 @@ impl Core {
         let mut bytes = 0_u64;
         for file in samples.files().filter(|f| f.committed_ms >= newest.saturating_sub(RETRY_WINDOW_MS)) {
             bytes = bytes.saturating_add(Self::decoded_bytes(file));
-            let run = match self.resident_group(file) {
-                Some(run) => Ok(run),
+            let runs = match self.resident_group(file) {
+                Some(runs) => Ok(runs),
                 None if bytes > self.settings.resident_bytes_max => continue,
-                None => self.load_file(file).await,
+                None => self.load_file(file).await.map(|run| vec![run]),
             };
-            match run {
-                Ok(run) => self.note_times(&run),
+            match runs {
+                Ok(runs) => runs.iter().for_each(|run| self.note_times(run)),
                 Err(error) => tracing::warn!(%error, "copies of its samples cannot be recognised at insertion"),
             }
         }
     }
 
-    fn resident_group(&self, file: &FileEntry) -> Option<Arc<Run>> {
+    fn resident_group(&self, file: &FileEntry) -> Option<Vec<Arc<Run>>> {
         let state = self.state.read();
         let day = state.day(&file.tenant, file.date)?;
-        day.resident.iter().find(|g| g.covers(&file.path)).map(|g| g.run.clone())
+        day.resident.iter().find(|g| g.covers(&file.path)).map(|g| g.runs.clone())
     }
 
     fn note_times(&self, run: &Run) {

@@ -14,7 +14,7 @@
 //! everything in memory and readable.
 //!
 //! # Not here
-//! Queries (`view`), the log of a table (`delta`), compaction and tiers.
+//! Queries (`view`), the log of a table (`delta`), what compaction writes (`compact`), tiers.
 
 mod background;
 pub(crate) mod core;
@@ -25,6 +25,7 @@ pub(crate) mod load;
 mod metrics;
 mod settings;
 pub(crate) mod state;
+mod upkeep;
 
 #[cfg(test)]
 pub(crate) mod tests;

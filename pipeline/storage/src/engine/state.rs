@@ -9,6 +9,8 @@
 //! - **E1** Every file of a day in `samples` is in exactly one resident group or in `cold`.
 //! - **E2** Every hot run has `from` at or above `samples`' offset of its partition: adopting a version drops the others under the same lock.
 //! - **E3** `TenantData` is shared with views: it is changed by copy.
+//! - **E4** The runs of a resident group hold what its files hold, no more and no less: a compaction renames the files behind them
+//!   ([`rewritten`]) only if all of its inputs were resident.
 //!
 //! # Not here
 //! I/O, merging, locks: callers hold the lock of `State` and do slow work outside of it.
@@ -29,18 +31,30 @@ const SMALL_RUN_SAMPLES: usize = 4_096;
 /// Offsets that are remembered as tried.
 pub(crate) const TRIED_MAX: usize = 256;
 
-/// The decoded copy of some files of one (tenant, date).
+/// The decoded copy of some files of one (tenant, date): together the runs hold what the files hold; a sample may be in several of them.
 #[derive(Debug)]
 pub(crate) struct Resident {
     pub(crate) entries: Vec<Arc<FileEntry>>,
-    pub(crate) run: Arc<Run>,
+    pub(crate) runs: Vec<Arc<Run>>,
     /// When it was used last, in ticks of the engine's use counter.
     used: AtomicU64,
 }
 
 impl Resident {
     pub(crate) fn new(entries: Vec<Arc<FileEntry>>, run: Arc<Run>, tick: u64) -> Arc<Self> {
-        Arc::new(Self { entries, run, used: AtomicU64::new(tick) })
+        Self::of_runs(entries, vec![run], tick)
+    }
+
+    fn of_runs(entries: Vec<Arc<FileEntry>>, runs: Vec<Arc<Run>>, tick: u64) -> Arc<Self> {
+        Arc::new(Self { entries, runs, used: AtomicU64::new(tick) })
+    }
+
+    pub(crate) fn samples(&self) -> usize {
+        self.runs.iter().map(|run| run.samples()).sum()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.runs.iter().map(|run| run.bytes()).sum()
     }
 
     pub(crate) fn touch(&self, tick: u64) {
@@ -70,9 +84,14 @@ impl DayData {
         self.hot.is_empty() && self.resident.is_empty() && self.cold.is_empty()
     }
 
+    /// Whether copies of all of these files are in memory.
+    pub(crate) fn holds(&self, files: &[Arc<FileEntry>]) -> bool {
+        files.iter().all(|f| self.resident.iter().any(|group| group.covers(&f.path)))
+    }
+
     /// All runs in memory.
     pub(crate) fn runs(&self) -> impl Iterator<Item = &Arc<Run>> {
-        self.hot.iter().map(|h| &h.run).chain(self.resident.iter().map(|r| &r.run))
+        self.hot.iter().map(|h| &h.run).chain(self.resident.iter().flat_map(|r| &r.runs))
     }
 }
 
@@ -244,13 +263,34 @@ impl State {
         if samples.version() <= self.samples.version() {
             return;
         }
-        self.samples = samples.clone();
+        let old = std::mem::replace(&mut self.samples, samples.clone());
         let offsets: HashMap<Partition, i64> =
             self.partitions.iter().filter_map(|(&p, state)| samples.txn(&state.app_id).map(|offset| (p, offset))).collect();
         self.drop_hot(|h| offsets.get(&h.partition).is_some_and(|&offset| h.from < offset));
         for (tenant, date) in changed {
+            if let Some((gone, came)) = rewritten(&old, samples, tenant, *date) {
+                self.rename(tenant, *date, &gone, &came);
+            }
             self.refile(tenant, *date, samples.partition(tenant, *date), tick);
         }
+    }
+
+    /// The same rows are in other files now: copies that hold all of them stay, under the new names. If a part of the rows is not in memory
+    /// nothing changes.
+    fn rename(&mut self, tenant: &TenantId, date: i32, gone: &[Arc<FileEntry>], came: &[Arc<FileEntry>]) {
+        let Some(day) = self.day(tenant, date) else { return };
+        if !day.holds(gone) {
+            return;
+        }
+        let left = |e: &Arc<FileEntry>| !gone.iter().any(|g| g.path == e.path);
+        self.change_day(tenant, date, |day| {
+            let (hit, mut kept): (Vec<_>, Vec<_>) = day.resident.drain(..).partition(|group| !group.entries.iter().all(left));
+            let entries = hit.iter().flat_map(|g| g.entries.iter().filter(|e| left(e))).chain(came).cloned().collect();
+            let runs = hit.iter().flat_map(|g| g.runs.iter().cloned()).collect();
+            let used = hit.iter().map(|g| g.used()).max().unwrap_or(0);
+            kept.push(Resident::of_runs(entries, runs, used));
+            day.resident = kept;
+        });
     }
 
     /// Restores E1 for a day whose files changed.
@@ -262,7 +302,7 @@ impl State {
         let day = Arc::make_mut(data.days.entry(date).or_default());
         day.resident.retain(|group| {
             let keep = group.entries.iter().all(|e| paths.contains(e.path.as_str()));
-            gone += if keep { 0 } else { group.run.bytes() };
+            gone += if keep { 0 } else { group.bytes() };
             keep
         });
         day.cold.clear();
@@ -303,7 +343,7 @@ impl State {
         if !self.day(tenant, date).is_some_and(|day| old.iter().all(|group| here(day, group))) {
             return false;
         }
-        let before: u64 = old.iter().map(|g| g.run.bytes()).sum();
+        let before: u64 = old.iter().map(|g| g.bytes()).sum();
         self.resident_bytes = (self.resident_bytes + run.bytes()).saturating_sub(before);
         let entries = old.iter().flat_map(|g| g.entries.iter().cloned()).collect();
         let used = old.iter().map(|g| g.used()).max().unwrap_or(0);
@@ -333,7 +373,7 @@ impl State {
             if self.resident_bytes <= bytes_max {
                 break;
             }
-            self.resident_bytes = self.resident_bytes.saturating_sub(group.run.bytes());
+            self.resident_bytes = self.resident_bytes.saturating_sub(group.bytes());
             self.change_day(&tenant, date, |day| {
                 day.resident.retain(|g| !Arc::ptr_eq(g, &group));
                 day.cold.extend(group.entries.iter().cloned());
@@ -359,6 +399,25 @@ pub(crate) fn changed_days(old: &Snapshot, new: &Snapshot) -> Vec<Touched> {
         changed.extend(old.dates(tenant).filter(gone).map(|date| (tenant.clone(), date)));
     }
     changed
+}
+
+type Files = Vec<Arc<FileEntry>>;
+
+/// The files that left a day between two snapshots and those that compactions put in their place, if that is all that happened to the files
+/// of the older one: the latter hold exactly the rows of the former then. `None` when rows were deleted, or when a file in between came and
+/// went, whose rows nobody here has.
+pub(crate) fn rewritten(old: &Snapshot, new: &Snapshot, tenant: &TenantId, date: i32) -> Option<(Files, Files)> {
+    let missing =
+        |from: &Snapshot, other: &Snapshot| -> Files { from.partition(tenant, date).iter().filter(|f| !other.holds(f)).cloned().collect() };
+    let gone = missing(old, new);
+    let mut came = missing(new, old);
+    came.retain(|f| f.compacted.is_some());
+    if gone.is_empty() || came.is_empty() {
+        return None;
+    }
+    let since: Vec<_> = new.removed_from(tenant, date).filter(|r| r.removed_by > old.version()).collect();
+    let explained = since.len() == gone.len() && since.iter().all(|r| !r.data_change && old.file(tenant, date, &r.path).is_some());
+    explained.then_some((gone, came))
 }
 
 fn size_class(samples: usize) -> u32 {

@@ -175,7 +175,7 @@ impl Process {
     }
 
     /// Rows of `samples` as the files hold them, every copy counted.
-    async fn stored(&self, name: &str) -> Vec<(i64, u64)> {
+    pub(crate) async fn stored(&self, name: &str) -> Vec<(i64, u64)> {
         let view = self.storage.view(&tenant(name));
         let mut rows = Vec::new();
         for file in view.files(Table::Samples) {
@@ -568,7 +568,7 @@ async fn metadata_is_kept_and_stored_with_the_series() {
     assert_eq!(world.start(settings()).await.storage.view(&tenant("a")).metadata(), [said]);
 }
 
-fn rows() -> impl Strategy<Value = Vec<Row>> {
+pub(crate) fn rows() -> impl Strategy<Value = Vec<Row>> {
     let value = prop_oneof![Just(stale_marker()), Just(f64::NAN), (0..3_i32).prop_map(f64::from)];
     let row = (0..2_usize, 0..3_usize, -3..6_i64, value).prop_map(|(tenant, host, time, value)| {
         // Times on both sides of a midnight.

@@ -31,11 +31,21 @@ pub(super) struct Batches {
 impl Batches {
     /// Some columns of a file, of all rows or of the selected ones.
     pub(super) fn open(file: &OpenFile, columns: &[&str], selection: Option<RowSelection>) -> Result<Self, StorageError> {
+        Self::open_sized(file, columns, selection, BATCH_ROWS)
+    }
+
+    /// As [`open`](Self::open), with batches of at most so many rows.
+    pub(super) fn open_sized(
+        file: &OpenFile,
+        columns: &[&str],
+        selection: Option<RowSelection>,
+        batch_rows: usize,
+    ) -> Result<Self, StorageError> {
         let source = &file.source;
         contained(source.name(), || {
             let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(source.reader(), with_dictionary(&file.metadata));
             let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
-            let mut builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS);
+            let mut builder = builder.with_projection(mask).with_batch_size(batch_rows);
             if let Some(selection) = selection {
                 builder = builder.with_row_selection(selection);
             }

@@ -9,7 +9,7 @@
 //! one row, plain values are smaller than a dictionary, and are written instead. Pages carry a zstd checksum.
 
 use super::PAGE_ROWS;
-use super::layout::ZSTD_LEVEL;
+use super::layout::Effort;
 use bytes::Bytes;
 use parquet::basic::{BoundaryOrder, Compression, Encoding, PageType, ZstdLevel};
 use parquet::column::page::{CompressedPage, Page, PageWriter};
@@ -84,13 +84,16 @@ pub(super) fn write<V: KeyValue>(
     column: ColumnDescPtr,
     runs: &[KeyRun<V>],
     sorted: bool,
+    effort: Effort,
 ) -> Result<(Bytes, ColumnCloseResult), ParquetError> {
     let rows: usize = runs.iter().map(|r| r.rows).sum();
     let mut sink = TrackedWrite::new(Vec::new());
-    let mut chunk = Chunk::new(&column, &mut sink)?;
+    let mut chunk = Chunk::new(&column, &mut sink, effort)?;
     let encoding = if rows < runs.len() * DICTIONARY_ROWS_PER_RUN_MIN { Encoding::PLAIN } else { Encoding::RLE_DICTIONARY };
     if encoding == Encoding::RLE_DICTIONARY {
-        chunk.dictionary(runs)?;
+        let mut entries = Vec::new();
+        runs.iter().for_each(|run| run.value.plain(&mut entries));
+        chunk.dictionary_page(&entries, runs.len())?;
     }
     let mut pages = Pages { runs, at: 0, done: 0 };
     while let Some(pieces) = pages.next_page() {
@@ -98,10 +101,12 @@ pub(super) fn write<V: KeyValue>(
             Encoding::PLAIN => plain_page(runs, &pieces),
             _ => rle_page(bit_width(runs.len()), &pieces),
         };
-        chunk.page(encoding, runs, &pieces, &body)?;
+        let bounds = extremes(pieces.iter().map(|&(index, _)| runs[index].value)).map(|(min, max)| (min.bound(), max.bound()));
+        chunk.data_page(encoding, pieces.iter().map(|(_, rows)| rows).sum(), &body, bounds)?;
     }
     let (min, max) = extremes(runs.iter().map(|r| r.value)).ok_or_else(|| ParquetError::General("a row group without rows".into()))?;
-    let close = chunk.close(column, rows, encoding, sorted, V::statistics(min, max))?;
+    let order = if sorted { BoundaryOrder::ASCENDING } else { BoundaryOrder::UNORDERED };
+    let close = chunk.close(column, rows, order, Some(V::statistics(min, max)))?;
     Ok((Bytes::from(sink.into_inner()?), close))
 }
 
@@ -169,48 +174,59 @@ fn extremes<V: KeyValue>(values: impl Iterator<Item = V>) -> Option<(V, V)> {
     })
 }
 
-struct Chunk<'a> {
+/// A column chunk under construction, page by page.
+pub(super) struct Chunk<'a> {
     writer: SerializedPageWriter<'a, Vec<u8>>,
     compressor: Compressor<'static>,
+    level: i32,
+    nullable: bool,
     column_index: ColumnIndexBuilder,
     offset_index: OffsetIndexBuilder,
     dictionary_offset: Option<i64>,
     data_offset: Option<i64>,
     compressed: usize,
     uncompressed: usize,
-    pages: i32,
+    /// Pages by encoding.
+    pages: Vec<(Encoding, i32)>,
 }
 
 impl<'a> Chunk<'a> {
-    fn new(column: &ColumnDescPtr, sink: &'a mut TrackedWrite<Vec<u8>>) -> Result<Self, ParquetError> {
-        let mut compressor = Compressor::new(ZSTD_LEVEL)?;
+    pub(super) fn new(column: &ColumnDescPtr, sink: &'a mut TrackedWrite<Vec<u8>>, effort: Effort) -> Result<Self, ParquetError> {
+        let mut compressor = Compressor::new(effort.zstd_level)?;
         compressor.include_checksum(true)?;
         Ok(Self {
             writer: SerializedPageWriter::new(sink),
             compressor,
+            level: effort.zstd_level,
+            nullable: column.max_def_level() > 0,
             column_index: ColumnIndexBuilder::new(column.physical_type()),
             offset_index: OffsetIndexBuilder::new(),
             dictionary_offset: None,
             data_offset: None,
             compressed: 0,
             uncompressed: 0,
-            pages: 0,
+            pages: Vec::new(),
         })
     }
 
-    fn dictionary<V: KeyValue>(&mut self, runs: &[KeyRun<V>]) -> Result<(), ParquetError> {
-        let mut body = Vec::new();
-        runs.iter().for_each(|run| run.value.plain(&mut body));
-        let buf = Bytes::from(self.compressor.compress(&body)?);
-        let num_values = u32::try_from(runs.len()).unwrap_or(u32::MAX);
+    /// The dictionary, before any other page: so many values as PLAIN encodes them.
+    pub(super) fn dictionary_page(&mut self, body: &[u8], entries: usize) -> Result<(), ParquetError> {
+        let buf = Bytes::from(self.compressor.compress(body)?);
+        let num_values = u32::try_from(entries).unwrap_or(u32::MAX);
         let page = Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false };
         let (offset, _) = self.put(page, body.len())?;
         self.dictionary_offset = Some(offset);
         Ok(())
     }
 
-    fn page<V: KeyValue>(&mut self, encoding: Encoding, runs: &[KeyRun<V>], pieces: &[Piece], body: &[u8]) -> Result<(), ParquetError> {
-        let rows: usize = pieces.iter().map(|(_, rows)| rows).sum();
+    /// A data page; `bounds`: its smallest and largest value, on every page of a chunk or on none.
+    pub(super) fn data_page(
+        &mut self,
+        encoding: Encoding,
+        rows: usize,
+        body: &[u8],
+        bounds: Option<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<(), ParquetError> {
         let page = Page::DataPage {
             buf: Bytes::from(self.compressor.compress(body)?),
             num_values: u32::try_from(rows).unwrap_or(u32::MAX),
@@ -221,11 +237,15 @@ impl<'a> Chunk<'a> {
         };
         let (offset, size) = self.put(page, body.len())?;
         self.data_offset.get_or_insert(offset);
-        self.pages += 1;
+        match self.pages.iter_mut().find(|(known, _)| *known == encoding) {
+            Some((_, pages)) => *pages += 1,
+            None => self.pages.push((encoding, 1)),
+        }
         self.offset_index.append_row_count(i64::try_from(rows).unwrap_or(i64::MAX));
         self.offset_index.append_offset_and_size(offset, i32::try_from(size).unwrap_or(i32::MAX));
-        if let Some((min, max)) = extremes(pieces.iter().map(|&(index, _)| runs[index].value)) {
-            self.column_index.append(false, min.bound(), max.bound(), 0);
+        match bounds {
+            Some((min, max)) => self.column_index.append(false, min, max, 0),
+            None => self.column_index.to_invalid(),
         }
         Ok(())
     }
@@ -238,40 +258,51 @@ impl<'a> Chunk<'a> {
         Ok((i64::try_from(spec.offset).unwrap_or(i64::MAX), spec.compressed_size))
     }
 
-    fn close(
+    pub(super) fn close(
         mut self,
         column: ColumnDescPtr,
         rows: usize,
-        encoding: Encoding,
-        sorted: bool,
-        statistics: Statistics,
+        order: BoundaryOrder,
+        statistics: Option<Statistics>,
     ) -> Result<ColumnCloseResult, ParquetError> {
         self.writer.close()?;
-        self.column_index.set_boundary_order(if sorted { BoundaryOrder::ASCENDING } else { BoundaryOrder::UNORDERED });
-        let mut encodings = vec![encoding];
-        let mut pages = vec![PageEncodingStats { page_type: PageType::DATA_PAGE, encoding, count: self.pages }];
+        let mut encodings: Vec<Encoding> = self.pages.iter().map(|(encoding, _)| *encoding).collect();
+        let data_page = |&(encoding, count): &(Encoding, i32)| PageEncodingStats { page_type: PageType::DATA_PAGE, encoding, count };
+        let mut pages: Vec<PageEncodingStats> = self.pages.iter().map(data_page).collect();
         if self.dictionary_offset.is_some() {
             encodings.push(Encoding::PLAIN);
             pages.insert(0, PageEncodingStats { page_type: PageType::DICTIONARY_PAGE, encoding: Encoding::PLAIN, count: 1 });
         }
+        if self.nullable {
+            encodings.push(Encoding::RLE);
+        }
+        encodings.sort();
+        encodings.dedup();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        let metadata = ColumnChunkMetaData::builder(column)
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
+        let mut metadata = ColumnChunkMetaData::builder(column)
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(self.level)?))
             .set_encodings(encodings)
             .set_page_encoding_stats(pages)
             .set_total_compressed_size(count(self.compressed))
             .set_total_uncompressed_size(count(self.uncompressed))
             .set_num_values(count(rows))
             .set_data_page_offset(self.data_offset.unwrap_or(0))
-            .set_dictionary_page_offset(self.dictionary_offset)
-            .set_statistics(statistics)
-            .build()?;
+            .set_dictionary_page_offset(self.dictionary_offset);
+        if let Some(statistics) = statistics {
+            metadata = metadata.set_statistics(statistics);
+        }
+        let column_index = if self.column_index.valid() {
+            self.column_index.set_boundary_order(order);
+            Some(self.column_index.build()?)
+        } else {
+            None
+        };
         Ok(ColumnCloseResult {
             bytes_written: self.compressed as u64,
             rows_written: rows as u64,
-            metadata,
+            metadata: metadata.build()?,
             bloom_filter: None,
-            column_index: Some(self.column_index.build()?),
+            column_index,
             offset_index: Some(self.offset_index.build()),
         })
     }

@@ -18,20 +18,25 @@ mod columns;
 mod keys;
 mod keys_chunk;
 mod layout;
+mod packed;
 mod read;
 mod series;
 mod source;
+mod stream;
 mod write;
 
 #[cfg(test)]
 mod tests;
 
 pub use keys::KeyIndex;
+pub use layout::Effort;
 pub use read::{SamplesRows, Selection, SeriesRows, read_samples, read_selected};
 pub(crate) use series::series_batch;
+pub(crate) use series::write_series_with;
 pub use series::{SeriesRow, read_series, write_series};
 pub use source::{FileSource, OpenFile};
-pub use write::{SeriesSlice, write_batch, write_samples};
+pub(crate) use stream::{SamplesCursor, SamplesWriter, SeriesKey};
+pub use write::{SeriesSlice, write_batch, write_samples, write_samples_with};
 
 use crate::StorageError;
 use crate::delta::FileEntry;

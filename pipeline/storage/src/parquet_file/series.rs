@@ -1,8 +1,10 @@
 //! Files of the table `series`: which labels a series id had on a day.
 
 use super::columns::batches_of;
+use super::layout::Effort;
 use super::source::FileSource;
-use super::{EncodedFile, contained, write_batch};
+use super::write::write_batch_with;
+use super::{EncodedFile, contained};
 use crate::StorageError;
 use crate::delta::FileIdentity;
 use arrow::array::{
@@ -44,10 +46,15 @@ pub struct SeriesRow {
 /// # Errors
 /// [`StorageError::Unsorted`] when there are no rows; [`StorageError::Parquet`], [`StorageError::Arrow`].
 pub fn write_series(rows: &[SeriesRow], identity: &FileIdentity) -> Result<EncodedFile, StorageError> {
+    write_series_with(rows, identity, Effort::FLUSH)
+}
+
+/// As [`write_series`], with an effort of your own.
+pub(crate) fn write_series_with(rows: &[SeriesRow], identity: &FileIdentity, effort: Effort) -> Result<EncodedFile, StorageError> {
     let mut sorted: Vec<&SeriesRow> = rows.iter().collect();
     sorted.sort_by_key(|row| (row.labels.metric(), row.series_id));
     let batch = series_batch(&sorted).map_err(|source| StorageError::Arrow { doing: "building series rows", source })?;
-    write_batch(Table::Series, &[batch], identity)
+    write_batch_with(Table::Series, &[batch], identity, effort)
 }
 
 /// Rows as a batch with the columns of a `series` file, in the given order.

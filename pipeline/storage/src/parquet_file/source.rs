@@ -5,8 +5,8 @@ use super::panicked;
 use crate::StorageError;
 use crate::delta::{FileEntry, FileHash};
 use bytes::Bytes;
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready};
+use futures::{FutureExt, StreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem};
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Bytes that the first request for a footer asks for: the footer and page index of a flush file fit.
 const FOOTER_HINT_BYTES: usize = 64 << 10;
@@ -28,12 +29,14 @@ pub struct FileSource {
     path: Path,
     size: u64,
     hash: Option<FileHash>,
+    /// All of it, when it was fetched already.
+    fetched: Option<Bytes>,
 }
 
 impl FileSource {
     /// An object; `path` is its full key (see `DeltaTable::object_path`).
     pub fn object(store: Arc<dyn ObjectStore>, path: Path, entry: &FileEntry) -> Self {
-        Self { store, path, size: entry.size, hash: entry.hash }
+        Self { store, path, size: entry.size, hash: entry.hash, fetched: None }
     }
 
     /// A file of this machine.
@@ -44,7 +47,7 @@ impl FileSource {
         let doing = "resolving";
         let object =
             Path::from_absolute_path(path).map_err(|e| StorageError::ObjectStore { doing, path: Path::default(), source: e.into() })?;
-        Ok(Self { store: Arc::new(LocalFileSystem::new()), path: object, size, hash })
+        Ok(Self { store: Arc::new(LocalFileSystem::new()), path: object, size, hash, fetched: None })
     }
 
     /// Its name, for errors.
@@ -63,17 +66,44 @@ impl FileSource {
         Ok(bytes)
     }
 
+    /// Checks the hash of all bytes before anything is decoded. They stay in memory if `keep`; else they are read once now, in pieces, and
+    /// again by whoever reads the file.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes).
+    pub async fn verified(mut self, keep: bool) -> Result<Self, StorageError> {
+        if keep {
+            self.fetched = Some(self.bytes().await?);
+            return Ok(self);
+        }
+        let failed = |source| StorageError::ObjectStore { doing: "reading", path: self.path.clone(), source };
+        let mut pieces = self.store.get(&self.path).await.map_err(failed)?.into_stream();
+        let (mut hash, mut size) = (Xxh3::new(), 0_u64);
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(failed)?;
+            hash.update(&piece);
+            size += piece.len() as u64;
+        }
+        drop(pieces);
+        self.compare(size, || FileHash(hash.digest128()))?;
+        Ok(self)
+    }
+
     /// Compares bytes with what the log says about the file.
     ///
     /// # Errors
     /// [`StorageError::Corrupt`].
     pub fn check(&self, bytes: &[u8]) -> Result<(), StorageError> {
+        self.compare(bytes.len() as u64, || FileHash::of(bytes))
+    }
+
+    fn compare(&self, size: u64, hash: impl FnOnce() -> FileHash) -> Result<(), StorageError> {
         let corrupt = |why: String| StorageError::Corrupt { path: self.path.to_string(), why };
-        if bytes.len() as u64 != self.size {
-            return Err(corrupt(format!("it has {} bytes, the log says {}", bytes.len(), self.size)));
+        if size != self.size {
+            return Err(corrupt(format!("it has {size} bytes, the log says {}", self.size)));
         }
         match self.hash {
-            Some(expected) if FileHash::of(bytes) != expected => Err(corrupt("its bytes do not have the hash that the log names".into())),
+            Some(expected) if hash() != expected => Err(corrupt("its bytes do not have the hash that the log names".into())),
             _ => Ok(()),
         }
     }
@@ -106,10 +136,16 @@ pub(super) struct ObjectReader(FileSource);
 
 impl AsyncFileReader for ObjectReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
+        if let Some(all) = &self.0.fetched {
+            return ready(slice(all, &range)).boxed();
+        }
         async move { self.0.store.get_range(&self.0.path, range).await.map_err(|e| ParquetError::External(e.into())) }.boxed()
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>, ParquetError>> {
+        if let Some(all) = &self.0.fetched {
+            return ready(ranges.iter().map(|range| slice(all, range)).collect()).boxed();
+        }
         async move { self.0.store.get_ranges(&self.0.path, &ranges).await.map_err(|e| ParquetError::External(e.into())) }.boxed()
     }
 
@@ -118,6 +154,15 @@ impl AsyncFileReader for ObjectReader {
         let reader =
             ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Optional).with_prefetch_hint(Some(FOOTER_HINT_BYTES));
         async move { reader.load_and_finish(self, size).await.map(Arc::new) }.boxed()
+    }
+}
+
+/// A part of bytes in memory; offsets come from a footer that may be damaged.
+fn slice(all: &Bytes, range: &Range<u64>) -> Result<Bytes, ParquetError> {
+    let bounds = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+    match bounds.filter(|(start, end)| start <= end && *end <= all.len()) {
+        Some((start, end)) => Ok(all.slice(start..end)),
+        None => Err(ParquetError::EOF(format!("bytes {}..{} of a file with {}", range.start, range.end, all.len()))),
     }
 }
 

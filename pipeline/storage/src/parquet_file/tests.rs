@@ -27,6 +27,10 @@ fn identity(date: i32) -> FileIdentity {
 }
 
 fn write(data: &Data, date: i32) -> Result<EncodedFile, StorageError> {
+    write_as(data, date, Effort::FLUSH)
+}
+
+fn write_as(data: &Data, date: i32, effort: Effort) -> Result<EncodedFile, StorageError> {
     let columns: Vec<(Vec<i64>, Vec<f64>)> = data.iter().map(|(_, _, samples)| samples.iter().copied().unzip()).collect();
     let slices = data.iter().zip(&columns).map(|((metric, series_id, _), (times, values))| SeriesSlice {
         metric,
@@ -34,7 +38,7 @@ fn write(data: &Data, date: i32) -> Result<EncodedFile, StorageError> {
         times,
         values,
     });
-    write_samples(slices, &identity(date))
+    write_samples_with(slices, &identity(date), effort)
 }
 
 async fn stored(bytes: impl Into<Bytes>, entry: &FileEntry) -> FileSource {
@@ -441,5 +445,88 @@ proptest! {
         expected.iter_mut().for_each(|(_, _, s)| s.retain(|(t, _)| (from_ms..=to_ms).contains(t)));
         expected.retain(|(_, _, s)| !s.is_empty());
         prop_assert_eq!(plain(&part), expected);
+    }
+}
+
+/// Series of every kind, some longer than a page: constants, counters, measurements, few values, NaNs and stale markers, wild times.
+fn of_every_kind(date: i32) -> Data {
+    let start = day_start_ms(date);
+    let noise = |i: usize| (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17) ^ (i as u64) << 40;
+    let kinds: [(&str, fn(usize, u64) -> f64); 5] = [
+        ("constant", |_, _| 3.5),
+        ("counter", |i, noise| (i * 100) as f64 + (noise % 7) as f64),
+        ("few", |_, noise| (noise % 90) as f64),
+        ("holes", |i, noise| {
+            if noise % 5 == 0 {
+                stale_marker()
+            } else if noise % 5 == 1 {
+                f64::from_bits(0x7ff8_0000_0000_0000 | i as u64)
+            } else {
+                -0.0
+            }
+        }),
+        ("measured", |_, noise| f64::from_bits(0x3ff0_0000_0000_0000 | noise >> 12) * 100.0),
+    ];
+    let mut data = Data::new();
+    for (metric, value) in kinds {
+        for id in 0..4_i64 {
+            // The last series of each kind comes at irregular times.
+            let time = |i: usize| start + i as i64 * 1_000 + if id == 3 { (noise(i) % 1_000) as i64 } else { 0 };
+            data.push((metric.to_owned(), id - 2, (0..20_000).map(|i| (time(i), value(i, noise(i * 4 + id as usize)))).collect()));
+        }
+    }
+    data
+}
+
+#[tokio::test]
+async fn pages_of_a_compacted_file_have_encodings_of_their_own_and_the_same_rows() {
+    let data = of_every_kind(20_000);
+    let file = write_as(&data, 20_000, Effort::COMPACT).expect("writes");
+    let flushed = write(&data, 20_000).expect("writes");
+    assert!(file.bytes.len() < flushed.bytes.len(), "{} against {}", file.bytes.len(), flushed.bytes.len());
+    let source = stored(file.bytes.clone(), &file.entry).await;
+    assert_eq!(plain(&read_samples(&source).await.expect("reads")), bits(&data));
+    let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
+    let footer = ParquetRecordBatchReaderBuilder::try_new_with_options(file.bytes.clone(), options).expect("a footer");
+    let columns = footer.metadata().row_group(0).columns();
+    let used: Vec<Encoding> = columns[3].encodings().collect();
+    for encoding in [Encoding::RLE_DICTIONARY, Encoding::BYTE_STREAM_SPLIT] {
+        assert!(used.contains(&encoding), "{used:?}");
+    }
+    assert!(columns[2].statistics().is_some() && columns[3].statistics().is_none(), "none of `value`");
+    let index = footer.metadata().column_index().expect("a page index");
+    assert!(matches!(index[0][2], ColumnIndexMetaData::INT64(_)) && matches!(index[0][3], ColumnIndexMetaData::NONE));
+    // The library's own reader, batch by batch.
+    let (mut rows, mut nulls) = (0, 0);
+    for batch in footer.build().expect("opens") {
+        let batch = batch.expect("reads");
+        let values = batch.column_by_name("value").expect("there").as_primitive::<Float64Type>().clone();
+        (rows, nulls) = (rows + values.len(), nulls + values.null_count());
+    }
+    let stale = data.iter().flat_map(|d| &d.2).filter(|(_, v)| fletch_schemas::is_stale(*v)).count();
+    assert_eq!((rows, nulls), (20 * 20_000, stale));
+    // A selection reads single pages.
+    let open = source.open().await.expect("opens");
+    let wanted = &data[13];
+    let (from, to) = (wanted.2[4_000].0, wanted.2[4_999].0);
+    let found = read_selected(&open, &Selection { keys: &[(&wanted.0, wanted.1)], from_ms: from, to_ms: to }).await.expect("reads");
+    assert_eq!(plain(&found), bits(&vec![(wanted.0.clone(), wanted.1, wanted.2[4_000..5_000].to_vec())]));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn any_bits_survive_the_encodings_of_a_compaction(
+        samples in proptest::collection::vec((0..86_400_000_i64, prop_oneof![any::<u64>(), 0..4_u64, Just(stale_marker().to_bits())]), 1..700),
+        repeat in 1..6_usize,
+    ) {
+        let mut one: Vec<(i64, f64)> = samples.iter().map(|(t, v)| (*t, f64::from_bits(*v))).collect();
+        one.sort_by_key(|(t, _)| *t);
+        one.dedup_by_key(|(t, _)| *t);
+        let data: Data = (0..repeat).map(|i| ("m".to_owned(), i as i64, one.clone())).collect();
+        let file = write_as(&data, 0, Effort::COMPACT).expect("writes");
+        let rows = block_on(async { read_samples(&stored(file.bytes.clone(), &file.entry).await).await }).expect("reads");
+        prop_assert_eq!(plain(&rows), bits(&data));
     }
 }

@@ -1,7 +1,9 @@
 //! Writes files: `samples` from sorted slices in one pass over plain columns, other tables from Arrow batches.
 
 use super::keys_chunk::{self, KeyRun, push_run};
-use super::layout::{self, Encodings};
+use super::layout::{self, Effort, Encodings};
+use super::packed;
+use super::stream::SeriesKey;
 use super::{EncodedFile, PAGE_ROWS, ROW_GROUP_ROWS};
 use crate::StorageError;
 use crate::delta::{FileEntry, FileIdentity, KeyRanges};
@@ -34,10 +36,22 @@ pub struct SeriesSlice<'a> {
 /// # Errors
 /// [`StorageError::Unsorted`] when rows are out of order, of another date, or when there are none; [`StorageError::Parquet`].
 pub fn write_samples<'a>(series: impl IntoIterator<Item = SeriesSlice<'a>>, identity: &FileIdentity) -> Result<EncodedFile, StorageError> {
+    write_samples_with(series, identity, Effort::FLUSH)
+}
+
+/// As [`write_samples`], with an effort of your own.
+///
+/// # Errors
+/// As [`write_samples`].
+pub fn write_samples_with<'a>(
+    series: impl IntoIterator<Item = SeriesSlice<'a>>,
+    identity: &FileIdentity,
+    effort: Effort,
+) -> Result<EncodedFile, StorageError> {
     let series: Vec<SeriesSlice<'a>> = series.into_iter().filter(|s| !s.times.is_empty()).collect();
     let keys = check(&series, identity.date)?;
     let rows = series.iter().map(|s| s.times.len()).sum();
-    let bytes = encode(&series, rows).map_err(|source| failed(identity, source))?;
+    let bytes = encode(&series, rows, effort).map_err(|source| failed(identity, source))?;
     Ok(encoded(identity, bytes, rows, keys))
 }
 
@@ -46,12 +60,22 @@ pub fn write_samples<'a>(series: impl IntoIterator<Item = SeriesSlice<'a>>, iden
 /// # Errors
 /// [`StorageError::Unsorted`] when there are no rows, [`StorageError::Parquet`] when a batch does not have the table's columns.
 pub fn write_batch(table: Table, batches: &[RecordBatch], identity: &FileIdentity) -> Result<EncodedFile, StorageError> {
+    write_batch_with(table, batches, identity, Effort::FLUSH)
+}
+
+/// As [`write_batch`], with an effort of your own.
+pub(super) fn write_batch_with(
+    table: Table,
+    batches: &[RecordBatch],
+    identity: &FileIdentity,
+    effort: Effort,
+) -> Result<EncodedFile, StorageError> {
     let parquet = |source| failed(identity, source);
     let rows = batches.iter().map(RecordBatch::num_rows).sum();
     if rows == 0 {
         return Err(StorageError::Unsorted { metric: String::new(), series_id: 0, why: "a file needs rows" });
     }
-    let properties = layout::table_properties(table).map_err(parquet)?;
+    let properties = layout::table_properties(table, effort).map_err(parquet)?;
     let mut writer = ArrowWriter::try_new(Vec::new(), table.file_schema(), Some(properties)).map_err(parquet)?;
     let mut keys = KeyRanges::default();
     for batch in batches.iter().filter(|b| b.num_rows() > 0) {
@@ -62,12 +86,12 @@ pub fn write_batch(table: Table, batches: &[RecordBatch], identity: &FileIdentit
     Ok(encoded(identity, bytes, rows, keys))
 }
 
-fn encoded(identity: &FileIdentity, bytes: Vec<u8>, rows: usize, keys: KeyRanges) -> EncodedFile {
+pub(super) fn encoded(identity: &FileIdentity, bytes: Vec<u8>, rows: usize, keys: KeyRanges) -> EncodedFile {
     let entry = FileEntry::of_written(identity, &bytes, rows as u64, keys);
     EncodedFile { bytes: bytes.into(), entry }
 }
 
-fn failed(identity: &FileIdentity, source: ParquetError) -> StorageError {
+pub(super) fn failed(identity: &FileIdentity, source: ParquetError) -> StorageError {
     StorageError::Parquet { doing: "writing", path: identity.path(), source }
 }
 
@@ -101,10 +125,10 @@ fn check(series: &[SeriesSlice<'_>], date: i32) -> Result<KeyRanges, StorageErro
     Ok(KeyRanges { metrics: Some((Arc::from(first.metric), Arc::from(last.metric))), series_ids: Some(ids), times_ms })
 }
 
-fn encode(series: &[SeriesSlice<'_>], rows: usize) -> Result<Vec<u8>, ParquetError> {
+fn encode(series: &[SeriesSlice<'_>], rows: usize, effort: Effort) -> Result<Vec<u8>, ParquetError> {
     let schema = Table::Samples.file_schema();
-    let encodings: Encodings = layout::choose(series, rows)?;
-    let properties = layout::samples_properties(&schema, encodings)?;
+    let encodings: Encodings = layout::choose(series, rows, effort)?;
+    let properties = layout::samples_properties(&schema, encodings, effort)?;
     let columns = ArrowSchemaConverter::new().convert(&schema)?;
     let mut writer = SerializedFileWriter::new(Vec::with_capacity(rows * 2 + 4096), columns.root_schema_ptr(), Arc::new(properties))?;
     let mut rest = series.iter().copied();
@@ -114,7 +138,7 @@ fn encode(series: &[SeriesSlice<'_>], rows: usize) -> Result<Vec<u8>, ParquetErr
         if group.is_empty() {
             break;
         }
-        write_group(writer.next_row_group()?, &group)?;
+        write_group(writer.next_row_group()?, &group, effort)?;
     }
     writer.into_inner()
 }
@@ -137,7 +161,11 @@ fn next_group<'a>(rest: &mut impl Iterator<Item = SeriesSlice<'a>>, cut: &mut Op
     group
 }
 
-fn write_group(mut group: SerializedRowGroupWriter<'_, Vec<u8>>, series: &[SeriesSlice<'_>]) -> Result<(), ParquetError> {
+pub(super) fn write_group(
+    mut group: SerializedRowGroupWriter<'_, Vec<u8>>,
+    series: &[SeriesSlice<'_>],
+    effort: Effort,
+) -> Result<(), ParquetError> {
     let schema = group_schema()?;
     let mut metrics: Vec<KeyRun<&str>> = Vec::new();
     let mut ids: Vec<KeyRun<i64>> = Vec::new();
@@ -145,13 +173,24 @@ fn write_group(mut group: SerializedRowGroupWriter<'_, Vec<u8>>, series: &[Serie
         push_run(&mut metrics, s.metric, s.times.len());
         push_run(&mut ids, s.series_id, s.times.len());
     }
-    let (bytes, close) = keys_chunk::write(schema.column(0), &metrics, true)?;
+    let (bytes, close) = keys_chunk::write(schema.column(0), &metrics, true, effort)?;
     group.append_column(&bytes, close)?;
-    let (bytes, close) = keys_chunk::write(schema.column(1), &ids, metrics.len() == 1)?;
+    let (bytes, close) = keys_chunk::write(schema.column(1), &ids, metrics.len() == 1, effort)?;
     group.append_column(&bytes, close)?;
-    write_times(&mut group, series)?;
-    write_values(&mut group, series)?;
-    write_start_times(&mut group, series.iter().map(|s| s.times.len()).sum())?;
+    if effort.per_page {
+        let times: Vec<i64> = series.iter().flat_map(|s| s.times).map(|ms| ms.saturating_mul(1000)).collect();
+        let (bytes, close) = packed::write_times(schema.column(2), &times, effort)?;
+        group.append_column(&bytes, close)?;
+        let values: Vec<f64> = series.iter().flat_map(|s| s.values).copied().collect();
+        let (bytes, close) = packed::write_values(schema.column(3), &values, is_stale, effort)?;
+        group.append_column(&bytes, close)?;
+        let (bytes, close) = packed::write_nulls(schema.column(4), values.len(), effort)?;
+        group.append_column(&bytes, close)?;
+    } else {
+        write_times(&mut group, series)?;
+        write_values(&mut group, series)?;
+        write_start_times(&mut group, series.iter().map(|s| s.times.len()).sum())?;
+    }
     group.close().map(drop)
 }
 
@@ -234,6 +273,15 @@ fn write_start_times(group: &mut SerializedRowGroupWriter<'_, Vec<u8>>, rows: us
         left -= now;
     }
     column.close()
+}
+
+/// Widens the ranges by rows of one series; series come in the order of their keys.
+pub(super) fn widen_box(keys: &mut KeyRanges, key: &SeriesKey, first_ms: i64, newest_ms: i64) {
+    let low = keys.metrics.take().map_or_else(|| key.0.clone(), |(low, _)| low);
+    keys.metrics = Some((low, key.0.clone()));
+    keys.series_ids = union(keys.series_ids, Some((key.1, key.1)));
+    // The index rounds every maximum up to the next millisecond, also when it reads it back from the log.
+    keys.times_ms = union(keys.times_ms, Some((first_ms, newest_ms.saturating_add(1))));
 }
 
 /// Widens the ranges by the key columns of a batch. A column of another type than ours gives no range.

@@ -43,9 +43,12 @@ impl ReadView {
         let tick = self.core.tick();
         for day in self.data.days.range(dates_of(min_ms, max_ms)).map(|(_, day)| day) {
             sources.runs.extend(day.hot.iter().filter(|h| h.run.overlaps(min_ms, max_ms)).map(|h| h.run.clone()));
-            for group in day.resident.iter().filter(|g| g.run.overlaps(min_ms, max_ms)) {
-                group.touch(tick);
-                sources.runs.push(group.run.clone());
+            for group in &day.resident {
+                let before = sources.runs.len();
+                sources.runs.extend(group.runs.iter().filter(|run| run.overlaps(min_ms, max_ms)).cloned());
+                if sources.runs.len() > before {
+                    group.touch(tick);
+                }
             }
             sources.cold.extend(day.cold.iter().filter(|f| f.keys.may_hold_times(min_ms, max_ms)).cloned());
         }
