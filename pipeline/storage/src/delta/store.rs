@@ -55,6 +55,18 @@ pub fn open_store(url: &str, options: impl IntoIterator<Item = (String, String)>
     Ok(if prefix.is_root() { store } else { Arc::new(PrefixStore::new(store, prefix)) })
 }
 
+/// As [`open_store`], for those who only read: a local folder must be there, and nothing is created or swept in it.
+///
+/// # Errors
+/// [`StorageError::Conflict`] naming the URL and why it cannot be opened.
+pub fn open_existing_store(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Arc<dyn ObjectStore>, StorageError> {
+    let local = Url::parse(url).ok().filter(|parsed| parsed.scheme() == "file").and_then(|parsed| parsed.to_file_path().ok());
+    let Some(folder) = local else { return open_store(url, options) };
+    let opened = object_store::local::LocalFileSystem::new_with_prefix(&folder);
+    let opened = opened.map_err(|e| StorageError::Conflict(format!("object store `{url}`: there is no such folder ({e})")))?;
+    Ok(Arc::new(opened))
+}
+
 /// The root of a table: `tables/<name>`.
 pub fn table_root(table: fletch_schemas::tables::Table) -> Path {
     Path::from_iter(["tables", table.name()])
@@ -89,6 +101,14 @@ pub async fn claim_bus(store: &dyn ObjectStore, bus: &str) -> Result<(), Storage
         "this store belongs to bus `{}`, not to `{bus}`; use another --object-store or that bus",
         stored.bus
     )))
+}
+
+/// The bus that has claimed a store; `None` when none has.
+///
+/// # Errors
+/// [`StorageError::Corrupt`], [`StorageError::ObjectStore`].
+pub async fn claimed_bus(store: &dyn ObjectStore) -> Result<Option<String>, StorageError> {
+    Ok(read_json::<BusClaim>(store, &Path::from("bus.json")).await?.map(|claim| claim.bus))
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
