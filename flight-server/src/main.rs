@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use fletch::app;
 use fletch::config::{Flags, Settings, parse_duration};
+use fletch::tools::backup::{BackupArgs, RestoreArgs};
 use fletch::tools::{self, Format, StoreArgs};
 use fletch_storage::tools::VerifyOptions;
 use std::net::SocketAddr;
@@ -35,7 +36,9 @@ Examples:
   fletch check config prometheus.yml             say what is wrong with a config file, or that nothing is
   fletch check rules rules/*.yml                 the same for rule files
   fletch tables                                  what is in ./fletch-data/store; also `tables describe samples`
-  fletch verify --object-store s3://bucket/prefix";
+  fletch verify --object-store s3://bucket/prefix
+  fletch backup --to s3://other/prefix           everything that is flushed; again later copies only what is new
+  fletch restore --from s3://other/prefix --data-dir ./new";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -48,6 +51,10 @@ enum Command {
     Tables(Tables),
     /// Check that the store holds what its logs say: hashes, order, labels. Exit status 1 when something is wrong.
     Verify(Verify),
+    /// Copy all tables, consistent and only what is new, to another place. Works beside a running server.
+    Backup(BackupArgs),
+    /// Bring a backup back into an empty store.
+    Restore(RestoreArgs),
 }
 
 #[derive(Debug, Args)]
@@ -138,6 +145,8 @@ fn main() -> ExitCode {
         Command::Check(Check::Rules { files }) => fletch::check::rules(&files),
         Command::Tables(tables) => show_tables(&tables),
         Command::Verify(v) => tools::run(tools::verify::check(&v.store, VerifyOptions { fast: v.fast }, v.format)),
+        Command::Backup(args) => tools::run(tools::backup::backup(&args)),
+        Command::Restore(args) => tools::run(tools::backup::restore(&args)),
     };
     match done {
         Ok(code) => code,

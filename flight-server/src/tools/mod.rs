@@ -6,6 +6,7 @@
 //! # Not here
 //! What they find out and copy (`fletch_storage::tools`).
 
+pub mod backup;
 pub mod progress;
 pub mod tables;
 pub mod text;

@@ -24,8 +24,10 @@ use std::time::Duration;
 use url::Url;
 
 mod local;
+mod restored;
 
 pub use local::FsyncLocal;
+pub(crate) use restored::{RestoreMark, RestoreState, read_mark, write_mark};
 
 /// Only these variables configure a store: a stray `TOKEN` or `REGION` of something else must not.
 const OPTION_PREFIXES: [&str; 4] = ["aws_", "google_", "azure_", "gcp_"];
@@ -80,8 +82,15 @@ struct BusClaim {
 /// Claims the store for the one bus of a deployment, or confirms an earlier claim of the same bus.
 ///
 /// # Errors
-/// [`StorageError::Conflict`] naming both when another bus owns the store, [`StorageError::Corrupt`], [`StorageError::ObjectStore`].
+/// [`StorageError::Conflict`] naming both when another bus owns the store, or when it was restored from a backup of this very bus;
+/// [`StorageError::Corrupt`], [`StorageError::ObjectStore`].
 pub async fn claim_bus(store: &dyn ObjectStore, bus: &str) -> Result<(), StorageError> {
+    restored::check_claim(store, bus).await?;
+    write_claim(store, bus).await
+}
+
+/// As [`claim_bus`], for a restore that has not finished yet.
+pub(crate) async fn write_claim(store: &dyn ObjectStore, bus: &str) -> Result<(), StorageError> {
     let path = Path::from("bus.json");
     let claim = serde_json::to_vec(&BusClaim { bus: bus.to_owned() }).expect("one text is JSON");
     let created = create(store, &path, claim).await;

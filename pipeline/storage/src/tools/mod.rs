@@ -1,8 +1,10 @@
-//! What an operator does to a store as a whole, with or without a server on it: look, check.
+//! What an operator does to a store as a whole, with or without a server on it: look, check, copy away, bring back.
 //!
 //! ```text
 //!  summary   tables ─▶ rows, bytes, dates, tenants, offsets                     reads logs (and some footers)
 //!  verify    tables ─▶ problems, each with what to do about it                  reads everything
+//!  backup    tables at one version each ─▶ files that the target lacks ─▶ manifest, last
+//!  restore   manifest ─▶ files ─▶ logs, last ─▶ a store for a new server
 //! ```
 //!
 //! # Invariants
@@ -13,12 +15,18 @@
 //! # Not here
 //! Printing (the binary), the metadata database (`fletch-alerting`).
 
+pub mod backup;
+pub mod restore;
 pub mod summary;
 pub mod verify;
 
+mod manifest;
 #[cfg(test)]
 mod tests;
 
+pub use backup::{BackupOptions, BackupReport, backup};
+pub use manifest::{LogObject, Manifest, MetadataCopy, StoredFile, TableManifest, manifests};
+pub use restore::{RestoreOptions, RestoreReport, choose, metadata_of, restore};
 pub use summary::{StoreSummary, TableDetails, TableSummary, describe, summarize};
 pub use verify::{Problem, VerifyOptions, VerifyReport, verify};
 

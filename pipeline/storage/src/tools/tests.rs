@@ -11,6 +11,7 @@ use futures::TryStreamExt;
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
+mod backup;
 mod verify;
 
 pub(crate) const ROWS: [Row; 7] = [
