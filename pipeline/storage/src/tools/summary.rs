@@ -245,7 +245,7 @@ async fn encodings_of(reader: &TableReader, snapshot: &Snapshot) -> Result<(Vec<
             });
             let column = &mut columns[at];
             chunk.encodings().for_each(|encoding| note(&mut column.encodings, format!("{encoding:?}")));
-            note(&mut column.compression, format!("{:?}", chunk.compression()));
+            note(&mut column.compression, codec_name(chunk.compression()));
             column.compressed_bytes += u64::try_from(chunk.compressed_size()).unwrap_or(0);
             column.uncompressed_bytes += u64::try_from(chunk.uncompressed_size()).unwrap_or(0);
         }
@@ -258,4 +258,10 @@ fn note(known: &mut Vec<String>, name: String) {
         known.push(name);
         known.sort();
     }
+}
+
+/// The codec without its level: a footer does not hold that, and the library fills in its own default.
+fn codec_name(codec: parquet::basic::Compression) -> String {
+    let text = format!("{codec:?}");
+    text.split('(').next().unwrap_or_default().to_owned()
 }
