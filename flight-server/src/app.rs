@@ -10,6 +10,7 @@
 //! signal ends the process at once (nothing acknowledged is lost by that: the log has it).
 
 mod bus;
+mod cardinality;
 mod ingest_metrics;
 mod logging;
 mod maintenance;
@@ -23,6 +24,7 @@ use fletch_alerting::Alerting;
 use fletch_common::{SharedClock, SystemClock};
 use fletch_ingest::bus::DataDirLock;
 use fletch_ingest::decode::RemoteWriteDecoder;
+use fletch_ingest::quota::SampleQuotas;
 use fletch_ingest::{Bus, SeriesRegistry};
 use fletch_query::engine::{Engine, EngineSettings};
 use fletch_query::sql::{SqlEngine, SqlSettings};
@@ -64,6 +66,8 @@ pub struct App {
     pub metrics: Registry,
     /// Counters of the write APIs.
     pub ingest_metrics: IngestMetrics,
+    /// How many samples a tenant may push.
+    pub sample_quotas: SampleQuotas,
     /// When the process started, milliseconds.
     pub started_ms: i64,
     pub(crate) maintenance: Arc<maintenance::Role>,
@@ -154,6 +158,7 @@ async fn start(settings: Settings, stop: &CancellationToken, tasks: &mut JoinSet
     wait_until_it_answers(store.as_ref(), clock.as_ref()).await.context("`--object-store`")?;
     let storage = open_storage(&settings, store.clone(), registry.clone(), clock.clone()).await?;
     storage.metrics().register(&mut metrics);
+    let quotas = cardinality::install_quotas(&settings, &storage, &registry, &clock).await?;
     let engine = Arc::new(Engine::new(EngineSettings { limits: settings.limits.clone(), ..EngineSettings::default() }));
     let alerting = queries::start_alerting(&settings, &storage, &engine, &registry, &clock, &mut metrics).await?;
     let opened = bus::open(&settings, &store, &storage, &alerting, &registry, &clock, &mut metrics).await?;
@@ -162,6 +167,7 @@ async fn start(settings: Settings, stop: &CancellationToken, tasks: &mut JoinSet
     let parts = bus::SourceParts { registry: &registry, remote_write: &remote_write, clock: &clock, stop };
     bus::start_sources(&settings, &opened, &parts, &mut metrics, tasks)?;
     tasks.spawn(storage.clone().run_background(stop.clone()));
+    cardinality::start(&settings, &storage, quotas, &clock, &mut metrics, stop, tasks);
     let maintenance = maintenance::start(&settings, &storage, &store, &clock, &mut metrics, stop, tasks).await?;
     let permits = Arc::new(Semaphore::new(settings.limits.queries_concurrent_max));
     let sql_settings =
@@ -173,6 +179,7 @@ async fn start(settings: Settings, stop: &CancellationToken, tasks: &mut JoinSet
     let ingest_metrics = IngestMetrics::register(&mut metrics);
     Ok(Arc::new(App {
         started_ms: clock.now_ms(),
+        sample_quotas: SampleQuotas::new(settings.quotas(), clock.clone()),
         readiness: opened.readiness,
         bus: opened.bus,
         settings,

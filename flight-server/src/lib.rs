@@ -7,3 +7,4 @@ pub mod check;
 pub mod config;
 pub mod flight;
 pub mod http;
+pub mod tools;

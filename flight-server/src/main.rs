@@ -3,6 +3,9 @@
 use clap::{Args, Parser, Subcommand};
 use fletch::app;
 use fletch::config::{Flags, Settings, parse_duration};
+use fletch::tools::backup::{BackupArgs, RestoreArgs};
+use fletch::tools::{self, Format, StoreArgs};
+use fletch_storage::tools::VerifyOptions;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,7 +34,11 @@ Examples:
   fletch serve --config prometheus.yml           with rule files and webhooks from a config file
   fletch serve --kafka-brokers host:9092 --object-store s3://bucket/prefix
   fletch check config prometheus.yml             say what is wrong with a config file, or that nothing is
-  fletch check rules rules/*.yml                 the same for rule files";
+  fletch check rules rules/*.yml                 the same for rule files
+  fletch tables                                  what is in ./fletch-data/store; also `tables describe samples`
+  fletch verify --object-store s3://bucket/prefix
+  fletch backup --to s3://other/prefix           everything that is flushed; again later copies only what is new
+  fletch restore --from s3://other/prefix --data-dir ./new";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -40,6 +47,53 @@ enum Command {
     /// Check files without running anything.
     #[command(subcommand)]
     Check(Check),
+    /// Say what is in the store: rows, sizes, dates, tenants, offsets per table. Works with and without a running server.
+    Tables(Tables),
+    /// Check that the store holds what its logs say: hashes, order, labels. Exit status 1 when something is wrong.
+    Verify(Verify),
+    /// Copy all tables, consistent and only what is new, to another place. Works beside a running server.
+    Backup(BackupArgs),
+    /// Bring a backup back into an empty store.
+    Restore(RestoreArgs),
+}
+
+#[derive(Debug, Args)]
+struct Tables {
+    #[command(subcommand)]
+    what: Option<TablesWhat>,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// How the answer is written.
+    #[arg(long, value_enum, default_value = "text", global = true)]
+    format: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum TablesWhat {
+    /// All tables (the default).
+    List {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// One table: columns, properties, sizes per date, encodings.
+    Describe {
+        /// Its name, e.g. `samples`.
+        name: String,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Verify {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Logs and sizes only: reads no file.
+    #[arg(long)]
+    fast: bool,
+    /// How the answer is written.
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
 }
 
 #[derive(Debug, Args)]
@@ -89,6 +143,10 @@ fn main() -> ExitCode {
         Command::Serve(serve) => run_server(serve),
         Command::Check(Check::Config { file }) => fletch::check::config(&file),
         Command::Check(Check::Rules { files }) => fletch::check::rules(&files),
+        Command::Tables(tables) => show_tables(&tables),
+        Command::Verify(v) => tools::run(tools::verify::check(&v.store, VerifyOptions { fast: v.fast }, v.format)),
+        Command::Backup(args) => tools::run(tools::backup::backup(&args)),
+        Command::Restore(args) => tools::run(tools::backup::restore(&args)),
     };
     match done {
         Ok(code) => code,
@@ -97,6 +155,30 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn show_tables(tables: &Tables) -> anyhow::Result<ExitCode> {
+    match &tables.what {
+        None => tools::run(tools::tables::list(&tables.store, tables.format)),
+        Some(TablesWhat::List { store }) => tools::run(tools::tables::list(&store.or(&tables.store), tables.format)),
+        Some(TablesWhat::Describe { name, store }) => tools::run(tools::tables::show(&store.or(&tables.store), name, tables.format)),
+    }
+}
+
+fn run_server(serve: Serve) -> anyhow::Result<ExitCode> {
+    let flags = Flags {
+        config: serve.config,
+        data_dir: serve.data_dir,
+        http_addr: serve.http_addr,
+        flight_addr: serve.flight_addr,
+        object_store: serve.object_store,
+        kafka_brokers: serve.kafka_brokers,
+        flush_interval: serve.flush_interval,
+    };
+    let settings = Settings::load(&flags)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("fletch").build()?;
+    runtime.block_on(app::run(settings))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The error with its causes. Many libraries repeat their cause in their own text: what was said already is left out.
@@ -122,20 +204,4 @@ mod tests {
         assert_eq!(causes(&error), "`--object-store`: reading `a`: no answer");
         assert_eq!(causes(&anyhow!("b").context("a")), "a: b");
     }
-}
-
-fn run_server(serve: Serve) -> anyhow::Result<ExitCode> {
-    let flags = Flags {
-        config: serve.config,
-        data_dir: serve.data_dir,
-        http_addr: serve.http_addr,
-        flight_addr: serve.flight_addr,
-        object_store: serve.object_store,
-        kafka_brokers: serve.kafka_brokers,
-        flush_interval: serve.flush_interval,
-    };
-    let settings = Settings::load(&flags)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("fletch").build()?;
-    runtime.block_on(app::run(settings))?;
-    Ok(ExitCode::SUCCESS)
 }

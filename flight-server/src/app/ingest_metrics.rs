@@ -43,6 +43,12 @@ impl IngestMetrics {
         m
     }
 
+    /// Counts a request that was refused as a whole because its tenant sends too fast.
+    pub fn count_early(&self, protocol: &'static str, decoded: &Decoded) {
+        self.requests.get_or_create(&Protocol { protocol }).inc();
+        self.refused.get_or_create(&Reason { protocol, reason: "rate_limit" }).inc_by(decoded.batch.len() as u64);
+    }
+
     /// Counts one decoded request.
     pub fn count(&self, protocol: &'static str, decoded: &Decoded) {
         self.requests.get_or_create(&Protocol { protocol }).inc();

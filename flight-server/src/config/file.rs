@@ -2,6 +2,7 @@
 
 use fletch_alerting::notify::webhook::WebhookSettings;
 use fletch_common::Limits;
+use fletch_common::limits::TenantOverrides;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -93,6 +94,15 @@ pub struct Fletch {
     pub(super) log_bytes_max: Option<u64>,
     pub(super) memory_bytes: Option<u64>,
     pub(super) limits: Limits,
+    pub(super) tenants: BTreeMap<String, TenantSection>,
+}
+
+/// `fletch.tenants.<name>`: what differs for one tenant.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TenantSection {
+    /// Its quotas; what is not given is as in `fletch.limits`.
+    pub limits: TenantOverrides,
 }
 
 /// `fletch.kafka`: the bus.

@@ -10,11 +10,13 @@
 
 mod file;
 
-pub use file::{ConfigError, KafkaBus, RawConfig, parse_duration};
+pub use file::{ConfigError, KafkaBus, RawConfig, TenantSection, parse_duration};
 
 use fletch_alerting::notify::webhook::WebhookSettings;
 use fletch_common::Limits;
 use fletch_ingest::source::KafkaSource;
+use fletch_schemas::TenantId;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -60,6 +62,8 @@ pub struct Settings {
     pub tiers: bool,
     /// Every bound.
     pub limits: Limits,
+    /// What differs for some tenants.
+    pub tenants: BTreeMap<TenantId, TenantSection>,
     /// Folder that relative paths of the config file start from.
     pub config_dir: PathBuf,
     /// What the file has and Fletch does not act on yet.
@@ -138,6 +142,7 @@ impl Settings {
             webhooks: fletch.alerting.webhooks,
             rules_tenant: fletch.rules_tenant.unwrap_or_else(|| "default".into()),
             tiers: fletch.tiers.unwrap_or(true),
+            tenants: tenants_of(fletch.tenants)?,
             limits: fletch.limits,
             config_dir,
             warnings,
@@ -146,9 +151,34 @@ impl Settings {
     }
 }
 
+fn tenants_of(sections: BTreeMap<String, TenantSection>) -> Result<BTreeMap<TenantId, TenantSection>, ConfigError> {
+    let named = sections.into_iter().map(|(name, section)| {
+        let refused = |why: String| ConfigError::Value { key: format!("fletch.tenants.{name}"), why };
+        TenantId::new(&name).map(|tenant| (tenant, section)).map_err(|e| refused(e.to_string()))
+    });
+    named.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tenants_change_what_they_name_and_keep_the_rest() {
+        let text = "fletch:\n  limits: {series_max: 100, samples_per_second_max: 5}\n  tenants:\n    big: {limits: {series_max: 0}}\n    b.c: {}\n";
+        let quotas = load(text).expect("valid").quotas();
+        let of = |name: &str| quotas.of(&TenantId::new(name).expect("valid")).clone();
+        assert_eq!((of("other").series_max, of("other").samples_per_second_max), (100, 5));
+        assert_eq!((of("big").series_max, of("big").samples_per_second_max), (0, 5));
+        assert_eq!(of("b.c"), of("other"));
+        assert!(quotas.limits_series() && !load("").expect("valid").quotas().limits_series());
+        for (text, culprit) in
+            [("fletch:\n  tenants:\n    'a/b': {}\n", "a/b"), ("fletch:\n  tenants:\n    a: {limits: {nope: 1}}\n", "nope")]
+        {
+            let error = load(text).expect_err("refused").to_string();
+            assert!(error.contains(culprit), "{error}");
+        }
+    }
 
     fn load(text: &str) -> Result<Settings, ConfigError> {
         Settings::from_raw(RawConfig::parse("test.yml", text)?, &Flags::default(), PathBuf::new())

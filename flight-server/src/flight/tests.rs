@@ -205,7 +205,7 @@ async fn metadata_calls_work_with_and_without_filters() {
         include_schema,
     };
     for (command, expected) in [
-        (tables(None, None, &[], true), 3),
+        (tables(None, None, &[], true), 4),
         (tables(Some("m"), None, &[], true), 1),
         (tables(Some("p%"), Some("s_mples"), &[], false), 1),
         (tables(None, None, &["VIEW"], false), 1),

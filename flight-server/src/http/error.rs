@@ -3,6 +3,7 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use fletch_ingest::BusError;
+use fletch_ingest::quota::RateExceeded;
 use fletch_storage::{Advice, StorageError};
 use serde_json::json;
 
@@ -78,6 +79,12 @@ impl From<BusError> for ApiError {
             BusError::Closed | BusError::Kafka(_) => Self::unavailable(message),
             _ => Self::internal(message),
         }
+    }
+}
+
+impl From<RateExceeded> for ApiError {
+    fn from(error: RateExceeded) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", error.to_string()).retry_after(error.retry_after.as_secs())
     }
 }
 

@@ -40,7 +40,7 @@ pub async fn remote_write(
     let mut decoded = Decoded::new();
     let outcome = app.remote_write.decode(&body, &tenant.0, app.clock.now_ms(), &mut connection.remote_write.lock(), &mut decoded);
     outcome.map_err(decode_error)?;
-    append(&app, "remote_write", &mut decoded).await?;
+    append(&app, &tenant, "remote_write", &mut decoded).await?;
     match decoded.reject_text() {
         None => Ok(StatusCode::NO_CONTENT.into_response()),
         Some(text) => Err(ApiError::bad_data(text)),
@@ -96,7 +96,7 @@ async fn push_body(app: &App, tenant: &Tenant, request: Request) -> Result<Decod
         BodyFormat::Text => ("text", decode::decode_text(&context, &body, &mut decoded)),
     };
     outcome.map_err(decode_error)?;
-    append(app, protocol, &mut decoded).await?;
+    append(app, tenant, protocol, &mut decoded).await?;
     Ok(decoded)
 }
 
@@ -107,7 +107,11 @@ fn decode_error(error: DecodeError) -> ApiError {
     }
 }
 
-async fn append(app: &App, protocol: &'static str, decoded: &mut Decoded) -> Result<(), ApiError> {
+async fn append(app: &App, tenant: &Tenant, protocol: &'static str, decoded: &mut Decoded) -> Result<(), ApiError> {
+    if let Err(early) = app.sample_quotas.take(&tenant.0, decoded.batch.len()) {
+        app.ingest_metrics.count_early(protocol, decoded);
+        return Err(early.into());
+    }
     app.ingest_metrics.count(protocol, decoded);
     if decoded.is_empty() {
         return Ok(());

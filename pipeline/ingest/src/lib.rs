@@ -18,6 +18,7 @@
 pub mod batch;
 pub mod bus;
 pub mod decode;
+pub mod quota;
 pub mod series;
 pub mod source;
 

@@ -4,11 +4,12 @@
 //! - A number is given once per (tenant, labels) and never reused while the process lives.
 //! - Numbers are dense from 0, so that later stages index plain vectors with them.
 
+use crate::quota::{QuotaProblem, SeriesQuotas};
 use ahash::RandomState;
 use fletch_schemas::{LabelError, Labels, TenantId};
 use hashbrown::HashTable;
 use parking_lot::RwLock;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Dense number of a series in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -38,10 +39,22 @@ struct Inner {
     series: Vec<Arc<Series>>,
 }
 
+/// Why a series has no number.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Admission {
+    /// The bytes are not labels.
+    #[error(transparent)]
+    Labels(#[from] LabelError),
+    /// A quota is used up.
+    #[error(transparent)]
+    Quota(#[from] QuotaProblem),
+}
+
 /// All series that this process has met.
 #[derive(Debug, Default)]
 pub struct SeriesRegistry {
     hasher: RandomState,
+    quotas: OnceLock<Arc<SeriesQuotas>>,
     inner: RwLock<Inner>,
 }
 
@@ -79,6 +92,25 @@ impl SeriesRegistry {
         }
         let labels = Labels::from_canonical(canonical)?;
         Ok((self.resolve(tenant, &labels), true))
+    }
+
+    /// From now on [`admit_canonical`](Self::admit_canonical) asks these quotas. The first call counts.
+    pub fn set_quotas(&self, quotas: Arc<SeriesQuotas>) {
+        let _ = self.quotas.set(quotas);
+    }
+
+    /// As [`resolve_canonical`](Self::resolve_canonical), for series that a sender brings: a new one needs room in its tenant's quotas.
+    ///
+    /// # Errors
+    /// [`Admission`].
+    pub fn admit_canonical(&self, tenant: &TenantId, canonical: &[u8]) -> Result<(SeriesRef, bool), Admission> {
+        let Some(quotas) = self.quotas.get() else { return Ok(self.resolve_canonical(tenant, canonical)?) };
+        let hash = self.hasher.hash_one((tenant.as_str(), canonical));
+        if let Some(found) = self.inner.read().find(hash, tenant, canonical) {
+            return Ok((found, false));
+        }
+        let labels = Labels::from_canonical(canonical)?;
+        Ok(quotas.admit(tenant, &labels, || self.find(tenant, &labels), || self.resolve(tenant, &labels))?)
     }
 
     /// The number of a series if it is known.

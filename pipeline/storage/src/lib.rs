@@ -23,6 +23,7 @@ pub mod index;
 pub mod parquet_file;
 pub mod run;
 pub mod tiers;
+pub mod tools;
 pub mod view;
 
 mod error;

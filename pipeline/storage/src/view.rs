@@ -19,12 +19,14 @@
 //! # Not here
 //! Deadlines and admission (the caller), what PromQL makes of it.
 
+mod cardinality;
 mod rows;
 mod select;
 
 #[cfg(test)]
 mod tests;
 
+pub use cardinality::{HeadStats, cardinality_schema};
 pub use rows::unflushed_schema;
 
 use crate::StorageError;

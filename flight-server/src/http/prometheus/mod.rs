@@ -5,6 +5,7 @@ mod params;
 mod query;
 mod rules;
 mod status;
+mod tsdb;
 
 use crate::app::App;
 use crate::http::error::ApiError;
@@ -35,6 +36,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/api/v1/status/buildinfo", get(status::build_info))
         .route("/api/v1/status/runtimeinfo", get(status::runtime_info))
         .route("/api/v1/status/flags", get(status::flags))
+        .route("/api/v1/status/tsdb", get(tsdb::tsdb))
 }
 
 /// `{"status":"success","data":…}` around data that is JSON already.

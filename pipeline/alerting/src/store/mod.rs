@@ -6,6 +6,7 @@
 //! # When it fails
 //! Every call returns [`StoreError`]. Evaluation goes on in memory and writes again at the next tick (`engine`); nothing here retries.
 
+mod copy;
 mod sql;
 
 use crate::state::{Alert, Id, Transition};
@@ -13,6 +14,7 @@ use async_trait::async_trait;
 use fletch_schemas::TenantId;
 use std::sync::Arc;
 
+pub use copy::{copy_sqlite, sqlite_file};
 pub use sql::{PostgresStore, SqliteStore};
 
 /// Why the store did not do what it should.

@@ -170,3 +170,24 @@ async fn a_wrong_address_is_named_without_its_password() {
     let error = open("postgres://u:secret@127.0.0.1:1/db?sslmode=nonsense").await.err().expect("refused").to_string();
     assert!(!error.contains("secret"), "{error}");
 }
+
+#[tokio::test]
+async fn a_copy_holds_what_was_committed_while_the_store_stays_open() {
+    let (dir, store) = sqlite().await;
+    let mark = |value: &str| Batch { marks: vec![Mark { name: "m".to_owned(), value: value.to_owned() }], ..Batch::default() };
+    store.save(&mark("one")).await.expect("saves");
+    let url = format!("sqlite://{}/meta.db", dir.path().display());
+    let from = sqlite_file(&url).expect("an address").expect("a file");
+    assert_eq!(from, dir.path().join("meta.db"));
+    let to = dir.path().join("copy.db");
+    copy_sqlite(&from, &to).await.expect("copies beside the open store");
+    store.save(&mark("two")).await.expect("saves");
+    copy_sqlite(&from, &to).await.expect_err("never over another file");
+    copy_sqlite(&dir.path().join("nothing.db"), &dir.path().join("x.db")).await.expect_err("nothing to copy");
+    let copy = open(&format!("sqlite://{}", to.display())).await.expect("is a store");
+    assert_eq!(copy.marks("").await.expect("reads")[0].value, "one");
+    assert_eq!(store.marks("").await.expect("reads")[0].value, "two");
+    for other in ["postgres://host/db", "sqlite::memory:"] {
+        assert_eq!(sqlite_file(other).expect("an address"), None, "{other}");
+    }
+}

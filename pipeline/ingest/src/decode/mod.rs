@@ -13,7 +13,7 @@
 //! - **D4** Text of the sender in a message is clipped: messages stay short whatever was sent.
 //!
 //! # Not here
-//! HTTP (status codes, content types), making samples durable ([`crate::bus`]), quotas per tenant.
+//! HTTP (status codes, content types), making samples durable ([`crate::bus`]), what the quotas are ([`crate::quota`]).
 
 use crate::SeriesRegistry;
 use fletch_common::Limits;
@@ -38,6 +38,7 @@ pub use metadata::METADATA_PER_REQUEST_MAX;
 pub use outcome::{Decoded, Place, PushAnswer, PushError, REJECTS_KEPT_MAX, Reject, RejectReason, Stats};
 pub use remote_write::{RawSeriesCache, RemoteWriteCache, RemoteWriteDecoder};
 pub use text::decode_text;
+pub(crate) use validate::clip_name as clip;
 pub use validate::{LabelPolicy, LabelProblem, REFUSED_LABELS};
 
 /// What [`decode_text`] and [`decode_json`] need to know besides the bytes.

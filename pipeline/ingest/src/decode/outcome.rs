@@ -45,11 +45,17 @@ pub enum RejectReason {
     NativeHistogram,
     /// Type, help or unit of a metric that cannot be kept.
     Metadata,
+    /// A new series above the tenant's `series_max`.
+    SeriesLimit,
+    /// A new series above `series_per_metric_max`.
+    MetricSeriesLimit,
+    /// A new series with a new value above `values_per_label_max`.
+    LabelValuesLimit,
 }
 
 impl RejectReason {
     /// Every reason.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Malformed,
         Self::BadValue,
         Self::BadTime,
@@ -65,6 +71,9 @@ impl RejectReason {
         Self::RefusedLabel,
         Self::NativeHistogram,
         Self::Metadata,
+        Self::SeriesLimit,
+        Self::MetricSeriesLimit,
+        Self::LabelValuesLimit,
     ];
 
     /// In snake case, for metrics and answers.
@@ -85,6 +94,9 @@ impl RejectReason {
             Self::RefusedLabel => "refused_label",
             Self::NativeHistogram => "native_histogram",
             Self::Metadata => "metadata",
+            Self::SeriesLimit => "series_limit",
+            Self::MetricSeriesLimit => "metric_series_limit",
+            Self::LabelValuesLimit => "label_values_limit",
         }
     }
 }

@@ -31,6 +31,7 @@ use super::outcome::{Decoded, Place, RejectReason};
 use super::proto::Reader;
 use super::sink::{TimeRange, describe_series, reject_labels};
 use super::validate::{LabelPolicy, LabelProblem, Pairs};
+use crate::series::Admission;
 use crate::{SeriesRef, SeriesRegistry};
 use fletch_common::Limits;
 use fletch_schemas::{MetricKind, TenantId};
@@ -362,8 +363,11 @@ impl<'a, 'b> Walk<'a, 'b> {
     /// Checks the pairs and gives their series its number.
     fn resolve(&mut self) -> Result<SeriesRef, LabelProblem> {
         let unbounded = self.pairs.canonical(&self.decoder.limits, self.decoder.label_policy, &mut self.canonical)?;
-        let resolved = self.decoder.registry.resolve_canonical(self.tenant, &self.canonical);
-        let (series, new) = resolved.expect("`Pairs::canonical` writes canonical bytes");
+        let (series, new) = match self.decoder.registry.admit_canonical(self.tenant, &self.canonical) {
+            Ok(admitted) => admitted,
+            Err(Admission::Quota(problem)) => return Err(problem.into()),
+            Err(Admission::Labels(error)) => unreachable!("`Pairs::canonical` writes canonical bytes: {error}"),
+        };
         if new && unbounded.is_some() {
             self.out.stats.unbounded_labels += 1;
             self.out.unbounded_label = unbounded;

@@ -4,6 +4,7 @@ use super::DecodeContext;
 use super::error::DecodeError;
 use super::outcome::{Decoded, Place, RejectReason};
 use super::validate::{LabelProblem, Pairs, clip, describe};
+use crate::series::Admission;
 use fletch_schemas::{TIME_FUTURE_MAX_MS, TIME_MIN_MS};
 
 /// The accepted times of a request.
@@ -76,8 +77,14 @@ impl<'c> Sink<'c> {
             out.reject(place, reason, 1, || (None, format!("{}: {}", pairs.describe(), self.times.explain(reason, time_ms))));
             return false;
         }
-        let resolved = self.context.registry.resolve_canonical(self.context.tenant, &self.canonical);
-        let (series, new) = resolved.expect("`Pairs::canonical` writes canonical bytes");
+        let (series, new) = match self.context.registry.admit_canonical(self.context.tenant, &self.canonical) {
+            Ok(admitted) => admitted,
+            Err(Admission::Quota(problem)) => {
+                reject_labels(out, place, &problem.into(), 1, || pairs.describe());
+                return false;
+            }
+            Err(Admission::Labels(error)) => unreachable!("`Pairs::canonical` writes canonical bytes: {error}"),
+        };
         if new && unbounded.is_some() {
             out.stats.unbounded_labels += 1;
             out.unbounded_label = unbounded;

@@ -7,6 +7,7 @@
 //! Limits per tenant and metric (series, values per label): they need to know what is stored.
 
 use super::outcome::RejectReason;
+use crate::quota::QuotaProblem;
 use fletch_common::Limits;
 use fletch_schemas::METRIC_NAME;
 use std::borrow::Cow;
@@ -106,6 +107,9 @@ pub enum LabelProblem {
         /// Which.
         name: &'static str,
     },
+    /// The series is new and a quota is used up.
+    #[error(transparent)]
+    Quota(#[from] QuotaProblem),
 }
 
 impl LabelProblem {
@@ -120,6 +124,9 @@ impl LabelProblem {
             Self::ValueTooLong { .. } => RejectReason::ValueTooLong,
             Self::TooManyLabels { .. } => RejectReason::TooManyLabels,
             Self::Refused { .. } => RejectReason::RefusedLabel,
+            Self::Quota(QuotaProblem::Series { .. }) => RejectReason::SeriesLimit,
+            Self::Quota(QuotaProblem::Metric { .. }) => RejectReason::MetricSeriesLimit,
+            Self::Quota(QuotaProblem::Values { .. }) => RejectReason::LabelValuesLimit,
         }
     }
 
@@ -131,6 +138,9 @@ impl LabelProblem {
             Self::NulInName { name } | Self::Duplicate { name } | Self::NameNotUtf8 { name } | Self::NameTooLong { name, .. } => Some(name),
             Self::ValueNotUtf8 { label } | Self::ValueTooLong { label, .. } => Some(label),
             Self::Refused { name } => Some(name),
+            Self::Quota(QuotaProblem::Series { .. }) => None,
+            Self::Quota(QuotaProblem::Metric { .. }) => Some(METRIC_NAME),
+            Self::Quota(QuotaProblem::Values { label, .. }) => Some(label),
         }
     }
 }
@@ -261,6 +271,11 @@ pub(super) fn clip(text: &str, max: usize) -> String {
         out.push('…');
     }
     out
+}
+
+/// A name for a message, clipped.
+pub(crate) fn clip_name(text: &str) -> String {
+    clip(text, CLIP_BYTES_MAX)
 }
 
 /// Bytes of the sender for a message.

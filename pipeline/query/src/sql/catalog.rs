@@ -6,6 +6,7 @@
 //! # Not here
 //! `information_schema`, which DataFusion adds over these names; table functions ([`super::functions`]).
 
+use super::scan::cardinality::{CARDINALITY, CardinalityTable};
 use super::scan::metric::MetricTable;
 use super::scan::plain::{SeriesTable, TierTable};
 use super::scan::samples::SamplesTable;
@@ -45,6 +46,7 @@ pub(crate) fn catalog_of(
     for (table, provider) in tables_of(view, tier) {
         tables.register_table(table.name().to_owned(), provider)?;
     }
+    tables.register_table(CARDINALITY.to_owned(), Arc::new(CardinalityTable::new(view.clone())))?;
     let catalog = MemoryCatalogProvider::new();
     catalog.register_schema(PUBLIC, Arc::new(tables))?;
     catalog.register_schema(METRICS, Arc::new(MetricSchema { view: view.clone(), names: metrics, limits, opened: Mutex::default() }))?;

@@ -17,6 +17,7 @@
 use super::catalog::{CATALOG, METRICS, PUBLIC, catalog_of, tables_of};
 use super::error::{SqlError, SqlErrorKind};
 use super::functions::{Functions, PromqlFunction, SeriesFunction};
+use super::scan::cardinality::CARDINALITY;
 use super::scan::metric::MetricTable;
 use super::types::{WireTypes, to_wire, wire_schema};
 use super::{guard, session};
@@ -35,6 +36,7 @@ use fletch_common::{Limits, SharedClock};
 use fletch_schemas::METRIC_NAME;
 use fletch_schemas::tables::Table;
 use fletch_storage::delta::{DeltaTable, Snapshot};
+use fletch_storage::view::cardinality_schema;
 use fletch_storage::{ReadView, SelectLimits};
 use futures::StreamExt;
 use futures::stream::{BoxStream, unfold};
@@ -304,6 +306,9 @@ impl SqlEngine {
             }
             for (table, _) in tables_of(&view, tier.as_ref()).into_iter().filter(|(t, _)| wanted(PUBLIC, t.name())) {
                 all.push(info(PUBLIC, table.name(), "TABLE", columns.map(|wire| wire_schema(&table.table_schema(), wire))));
+            }
+            if wanted(PUBLIC, CARDINALITY) {
+                all.push(info(PUBLIC, CARDINALITY, "TABLE", columns.map(|wire| wire_schema(&cardinality_schema(), wire))));
             }
             Ok(all)
         })

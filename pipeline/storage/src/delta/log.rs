@@ -143,7 +143,12 @@ impl Log {
         Ok(None)
     }
 
-    async fn read_checkpoint(&self, version: i64, names: &[String], hash: Option<super::FileHash>) -> Result<Snapshot, StorageError> {
+    pub(crate) async fn read_checkpoint(
+        &self,
+        version: i64,
+        names: &[String],
+        hash: Option<super::FileHash>,
+    ) -> Result<Snapshot, StorageError> {
         checkpoint::check_parts(&self.path(&names[0]), names)?;
         let mut snapshot = Snapshot::empty(self.table);
         for name in names {

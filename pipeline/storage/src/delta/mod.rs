@@ -25,6 +25,7 @@ mod commit;
 mod file;
 mod log;
 mod maintenance;
+mod reader;
 mod snapshot;
 pub mod store;
 mod table;
@@ -35,7 +36,9 @@ mod tests;
 
 pub use action::{Action, Add, CommitInfo, CommitLog, Metadata, Protocol, Remove, Txn, schema_json};
 pub use commit::{Commit, TxnRequire, TxnUpdate};
+pub(crate) use file::date_text;
 pub use file::{BusRange, FileEntry, FileHash, FileIdentity, KeyRanges, RemovedFile};
 pub use maintenance::{Vacuum, VacuumReport};
+pub use reader::TableReader;
 pub use snapshot::{Snapshot, Totals};
 pub use table::{CHECKPOINT_EVERY_COMMITS, DeltaTable, TableOptions};

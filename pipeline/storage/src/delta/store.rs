@@ -24,8 +24,10 @@ use std::time::Duration;
 use url::Url;
 
 mod local;
+mod restored;
 
 pub use local::FsyncLocal;
+pub(crate) use restored::{RestoreMark, RestoreState, read_mark, write_mark};
 
 /// Only these variables configure a store: a stray `TOKEN` or `REGION` of something else must not.
 const OPTION_PREFIXES: [&str; 4] = ["aws_", "google_", "azure_", "gcp_"];
@@ -77,7 +79,8 @@ pub async fn wait_until_it_answers(store: &dyn ObjectStore, clock: &dyn Clock) -
             Err(error) => error,
         };
         use object_store::Error as E;
-        let hopeless = matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. } | E::NotSupported { .. } | E::NotImplemented { .. });
+        let hopeless =
+            matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. } | E::NotSupported { .. } | E::NotImplemented { .. });
         if hopeless || clock.now_ms() >= give_up_ms {
             return Err(failed("asking the store for", &path, error));
         }
@@ -85,6 +88,18 @@ pub async fn wait_until_it_answers(store: &dyn ObjectStore, clock: &dyn Clock) -
         clock.sleep(pause).await;
         pause = (pause * 2).min(WAIT_PAUSE_MAX);
     }
+}
+
+/// As [`open_store`], for those who only read: a local folder must be there, and nothing is created or swept in it.
+///
+/// # Errors
+/// [`StorageError::Conflict`] naming the URL and why it cannot be opened.
+pub fn open_existing_store(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Arc<dyn ObjectStore>, StorageError> {
+    let local = Url::parse(url).ok().filter(|parsed| parsed.scheme() == "file").and_then(|parsed| parsed.to_file_path().ok());
+    let Some(folder) = local else { return open_store(url, options) };
+    let opened = object_store::local::LocalFileSystem::new_with_prefix(&folder);
+    let opened = opened.map_err(|e| StorageError::Conflict(format!("object store `{url}`: there is no such folder ({e})")))?;
+    Ok(Arc::new(opened))
 }
 
 /// The root of a table: `tables/<name>`.
@@ -100,8 +115,15 @@ struct BusClaim {
 /// Claims the store for the one bus of a deployment, or confirms an earlier claim of the same bus.
 ///
 /// # Errors
-/// [`StorageError::Conflict`] naming both when another bus owns the store, [`StorageError::Corrupt`], [`StorageError::ObjectStore`].
+/// [`StorageError::Conflict`] naming both when another bus owns the store, or when it was restored from a backup of this very bus;
+/// [`StorageError::Corrupt`], [`StorageError::ObjectStore`].
 pub async fn claim_bus(store: &dyn ObjectStore, bus: &str) -> Result<(), StorageError> {
+    restored::check_claim(store, bus).await?;
+    write_claim(store, bus).await
+}
+
+/// As [`claim_bus`], for a restore that has not finished yet.
+pub(crate) async fn write_claim(store: &dyn ObjectStore, bus: &str) -> Result<(), StorageError> {
     let path = Path::from("bus.json");
     let claim = serde_json::to_vec(&BusClaim { bus: bus.to_owned() }).expect("one text is JSON");
     let created = create(store, &path, claim).await;
@@ -121,6 +143,14 @@ pub async fn claim_bus(store: &dyn ObjectStore, bus: &str) -> Result<(), Storage
         "this store belongs to bus `{}`, not to `{bus}`; use another --object-store or that bus",
         stored.bus
     )))
+}
+
+/// The bus that has claimed a store; `None` when none has.
+///
+/// # Errors
+/// [`StorageError::Corrupt`], [`StorageError::ObjectStore`].
+pub async fn claimed_bus(store: &dyn ObjectStore) -> Result<Option<String>, StorageError> {
+    Ok(read_json::<BusClaim>(store, &Path::from("bus.json")).await?.map(|claim| claim.bus))
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

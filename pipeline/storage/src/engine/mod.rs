@@ -67,7 +67,7 @@ pub struct FlushReport {
 /// Hot runs, label index and tables of one process.
 #[derive(Debug)]
 pub struct Storage {
-    core: Arc<Core>,
+    pub(crate) core: Arc<Core>,
 }
 
 impl Storage {

@@ -1,5 +1,6 @@
 //! One tenant: its label index, and per date which series are known and what their stored ids are.
 
+use super::cardinality::Cached;
 use super::labels::LabelIndex;
 use crate::delta::Snapshot;
 use ahash::HashMap;
@@ -7,7 +8,7 @@ use fletch_ingest::{Series, SeriesRef, SeriesRegistry};
 use fletch_schemas::pattern::Condition;
 use fletch_schemas::{Labels, MetricMetadata, TenantId};
 use hashbrown::HashTable;
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use roaring::RoaringBitmap;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::RangeInclusive;
@@ -54,6 +55,7 @@ pub struct Tenant {
     id_of: Option<IdOf>,
     inner: RwLock<Inner>,
     metadata: RwLock<BTreeMap<String, MetricMetadata>>,
+    pub(super) cardinality: Mutex<Option<Cached>>,
 }
 
 /// A consistent look at the index; keep it short, writers wait.
@@ -73,7 +75,7 @@ impl Tenant {
 
     fn make(id: TenantId, registry: Arc<SeriesRegistry>, id_of: Option<IdOf>) -> Self {
         let inner = Inner { labels: LabelIndex::default(), by_hash: HashTable::new(), days: BTreeMap::new() };
-        Self { id, registry, id_of, inner: RwLock::new(inner), metadata: RwLock::default() }
+        Self { id, registry, id_of, inner: RwLock::new(inner), metadata: RwLock::default(), cardinality: Mutex::default() }
     }
 
     /// Whose it is.

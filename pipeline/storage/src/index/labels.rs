@@ -191,6 +191,12 @@ impl LabelIndex {
         }
     }
 
+    /// Calls back for every value of a label, ascending: value, ascending series, and the same as a bitmap once there are many.
+    pub(super) fn each_postings(&self, name: &str, mut each: impl FnMut(&str, &[u32], Option<&RoaringBitmap>)) {
+        let values = self.names.get(name).into_iter().flat_map(|n| &n.values);
+        values.for_each(|(value, postings)| each(value, &postings.list, postings.set.as_ref()));
+    }
+
     /// Label names that any series of `among` has (`None`: any series at all), sorted.
     pub fn names(&self, among: Option<&RoaringBitmap>) -> Vec<String> {
         let live = self.names.iter().filter(|(_, n)| among.is_none_or(|set| !n.any.is_disjoint(set)));

@@ -12,11 +12,13 @@
 //! - **N3** On one date no two series of one metric have the same id (contract: collisions are probed).
 //!
 //! # Parts
-//! [`labels`] postings and evaluation, [`pattern`] regular expressions, [`days`] what is per date.
+//! [`labels`] postings and evaluation, [`pattern`] regular expressions, [`days`] what is per date, [`cardinality`] what is
+//! large.
 //!
 //! # Not here
 //! Samples (`run`), reading the `series` table (`engine`).
 
+pub mod cardinality;
 pub mod days;
 pub mod labels;
 pub mod pattern;
@@ -24,6 +26,7 @@ pub mod pattern;
 #[cfg(test)]
 mod tests;
 
+pub use cardinality::Cardinality;
 pub use days::{Day, Tenant};
 pub use labels::LabelIndex;
 pub use pattern::PatternCache;

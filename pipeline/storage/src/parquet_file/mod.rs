@@ -14,6 +14,7 @@
 //! # Not here
 //! Which files to read (`delta::Snapshot`), merging of files and runs (`run`, `view`).
 
+pub(crate) mod audit;
 mod columns;
 mod keys;
 mod keys_chunk;
@@ -31,9 +32,9 @@ mod tests;
 pub use keys::KeyIndex;
 pub use layout::Effort;
 pub use read::{SamplesRows, Selection, SeriesRows, read_samples, read_selected};
-pub(crate) use series::series_batch;
 pub(crate) use series::write_series_with;
 pub use series::{SeriesRow, read_series, write_series};
+pub(crate) use series::{decode as decode_series, series_batch};
 pub use source::{FileSource, OpenFile};
 pub(crate) use stream::{SamplesCursor, SamplesWriter, SeriesKey};
 pub use write::{SeriesSlice, write_batch, write_samples, write_samples_with};

@@ -104,7 +104,8 @@ pub async fn read_series(source: &FileSource) -> Result<Vec<SeriesRow>, StorageE
     decode(source, bytes)
 }
 
-fn decode(source: &FileSource, bytes: Bytes) -> Result<Vec<SeriesRow>, StorageError> {
+/// As [`read_series`], from bytes that were checked.
+pub(crate) fn decode(source: &FileSource, bytes: Bytes) -> Result<Vec<SeriesRow>, StorageError> {
     let wanted = ["series_id", "probe", "labels", "type", "unit", "help", "first_seen", "last_seen", "samples"];
     contained(source.name(), || {
         let mut rows = Vec::new();

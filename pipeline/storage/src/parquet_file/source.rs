@@ -183,6 +183,11 @@ impl OpenFile {
         self.keys.get_or_try_init(|| keys::load(self)).await
     }
 
+    /// Footer and page index.
+    pub(crate) fn metadata(&self) -> &Arc<ParquetMetaData> {
+        self.metadata.metadata()
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         usize::try_from(self.metadata.metadata().file_metadata().num_rows()).unwrap_or(0)

@@ -140,3 +140,21 @@ async fn ranges_include_both_ends_and_uncopied_slices_point_into_runs() {
     let nothing: Content = content(&view.select(&[], NOON, NOON - 1, &LIMITS).await.expect("an empty range"));
     assert!(nothing.is_empty());
 }
+
+#[tokio::test]
+async fn head_stats_count_series_runs_and_times_of_runs_and_files() {
+    let rows = [("a", "x", NOON, 1.0), ("a", "y", NOON + 5, 2.0), ("a", "other/x", NOON + DAY, 3.0), ("b", "x", 0, 4.0)];
+    let (process, hot) = view(&rows, &[]).await;
+    let stats = hot.head_stats(10);
+    assert_eq!((stats.cardinality.series, stats.cardinality.label_pairs, stats.runs), (3, 4, 2));
+    assert_eq!(stats.times_ms, Some((NOON, NOON + DAY)));
+    assert_eq!(stats.cardinality.series_by_metric, [("m".to_owned(), 2), ("other".to_owned(), 1)]);
+    let batch = hot.cardinality_batch();
+    assert_eq!(batch.num_rows(), 2 + 2 + 4, "metrics, labels, pairs");
+    let empty = process.storage.view(&tenant("nobody")).head_stats(10);
+    assert_eq!((empty.cardinality.series, empty.runs, empty.times_ms), (0, 0, None));
+    assert_eq!(process.storage.active_cardinality(&tenant("nobody"), NOON, 10), None);
+    let mut pairs = Vec::new();
+    let series = process.storage.each_active_pair(&tenant("a"), NOON, |name, value, n| pairs.push(format!("{name}={value} {n}")));
+    assert_eq!((series, pairs.as_slice()), (2, &["__name__=m 2".to_owned(), "host=x 1".to_owned(), "host=y 1".to_owned()][..]));
+}

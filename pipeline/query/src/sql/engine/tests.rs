@@ -225,11 +225,42 @@ async fn nothing_but_key_conditions_goes_below_the_deduplication() {
 }
 
 #[tokio::test]
+async fn cardinality_counts_metrics_labels_and_pairs_of_the_tenant() {
+    let p = process().await;
+    p.insert("default", 0, &[("cpu/a", NOON, 1.0), ("cpu/b", NOON, 1.0), ("mem/a", NOON - DAY, 1.0), ("bare", NOON, 1.0)]);
+    p.insert("other", 0, &[("cpu/z", NOON, 1.0)]);
+    for round in ["hot", "stored"] {
+        assert_eq!(
+            p.table("SELECT * FROM cardinality ORDER BY kind, series DESC, name, value").await,
+            [
+                "label __name__  4 3",
+                "label host  3 2",
+                "metric cpu  2",
+                "metric bare  1",
+                "metric mem  1",
+                "pair __name__ cpu 2",
+                "pair host a 2",
+                "pair __name__ bare 1",
+                "pair __name__ mem 1",
+                "pair host b 1",
+            ],
+            "{round}"
+        );
+        let top = p.table("SELECT name, series FROM cardinality WHERE kind = 'metric' ORDER BY series DESC LIMIT 1").await;
+        assert_eq!(top, ["cpu 2"], "{round}");
+        p.flush().await;
+    }
+    assert_eq!(p.number("SELECT count(*) FROM cardinality").await, 10, "projected to nothing");
+    let other = p.sql.execute(p.query("nobody", "SELECT count(*) FROM cardinality")).await.expect("plans").collect().await.expect("runs");
+    assert_eq!(other[0].column(0).as_primitive::<Int64Type>().value(0), 0);
+}
+
+#[tokio::test]
 async fn names_can_be_listed_and_unknown_ones_are_not_found() {
     let p = process().await;
     p.insert("default", 0, &[("cpu/a", NOON, 1.0)]);
     let tables = p.table("SELECT table_schema, table_name, table_type FROM information_schema.tables WHERE table_schema <> 'information_schema' ORDER BY 1, 2").await;
-    assert_eq!(tables, ["m cpu VIEW", "public samples BASE TABLE", "public series BASE TABLE"]);
+    assert_eq!(tables, ["m cpu VIEW", "public cardinality BASE TABLE", "public samples BASE TABLE", "public series BASE TABLE"]);
     assert!(p.table("SHOW TABLES").await.iter().any(|l| l.contains("cpu")));
     assert_eq!(p.table("DESCRIBE samples").await.len(), 7);
     assert_eq!(p.number("SELECT count(*) FROM series").await, 1);
@@ -263,7 +294,7 @@ async fn a_tenant_sees_its_own_rows_only() {
             assert_eq!(error.kind, SqlErrorKind::NotFound);
             let tables = p.sql.tables(&p.query(tenant, "").view, |_, _| true, Some(WireTypes::default())).await.expect("a list");
             let names: Vec<String> = tables.iter().map(|t| format!("{}.{}", t.schema, t.name)).collect();
-            assert_eq!(names, [format!("m.{metric}"), "public.samples".into(), "public.series".into()]);
+            assert_eq!(names, [format!("m.{metric}"), "public.samples".into(), "public.series".into(), "public.cardinality".into()]);
         }
         p.flush().await;
     }
