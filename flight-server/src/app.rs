@@ -160,14 +160,12 @@ async fn start(settings: Settings, stop: &CancellationToken, tasks: &mut JoinSet
     let parts = bus::SourceParts { registry: &registry, remote_write: &remote_write, clock: &clock, stop };
     bus::start_sources(&settings, &opened, &parts, &mut metrics, tasks)?;
     tasks.spawn(storage.clone().run_background(stop.clone()));
-    let tier = maintenance::start(&settings, &store, &clock, &mut metrics, stop, tasks).await?;
+    let tiers = maintenance::start(&settings, &store, &clock, &mut metrics, stop, tasks).await?;
     let permits = Arc::new(Semaphore::new(settings.limits.queries_concurrent_max));
     let sql_settings =
         SqlSettings { limits: settings.limits.clone(), spill_dir: Some(settings.data_dir.join("spill")), ..SqlSettings::default() };
     let sql = SqlEngine::new(sql_settings, store, clock.clone(), engine.clone(), permits.clone())?;
-    if let Some(tier) = tier {
-        sql.set_tier(tier);
-    }
+    sql.set_tiers(tiers);
     let ingest_metrics = IngestMetrics::register(&mut metrics);
     Ok(Arc::new(App {
         started_ms: clock.now_ms(),

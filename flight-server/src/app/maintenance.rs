@@ -1,4 +1,4 @@
-//! The maintenance role: the one-minute tier, checkpoints and log clean-up, under a lease so that one process does the work.
+//! The maintenance role: tiers, retention, checkpoints and log clean-up, under a lease so that one process does the work.
 
 use crate::config::Settings;
 use anyhow::Context;
@@ -7,7 +7,8 @@ use fletch_common::metrics::{Counter, Registry};
 use fletch_schemas::tables::Table;
 use fletch_storage::delta::DeltaTable;
 use fletch_storage::delta::store::{Leases, table_root};
-use fletch_storage::tiers::TierJob;
+use fletch_storage::retention::{Consumed, Retention, RetentionReport};
+use fletch_storage::tiers::{TierJob, TierReport, Tiers};
 use fletch_storage::{Advice, StorageError};
 use object_store::ObjectStore;
 use std::sync::Arc;
@@ -17,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How often there is a look for work.
 const EVERY: Duration = Duration::from_secs(10);
-/// How often logs are cut and replaced files deleted, milliseconds.
+/// How often tiers take in what came more than a day late, milliseconds.
+const LATE_EVERY_MS: i64 = 600_000;
+/// How often expired rows are removed, logs are cut and replaced files deleted, milliseconds.
 const SWEEP_EVERY_MS: i64 = 3_600_000;
 /// How long a lease holds; a process that dies is followed after this.
 const LEASE: Duration = Duration::from_secs(60);
@@ -26,10 +29,34 @@ const LEASE: Duration = Duration::from_secs(60);
 struct Metrics {
     rows: Counter,
     replaced: Counter,
+    merged: Counter,
+    expired_files: Counter,
+    expired_rows: Counter,
     failures: Counter,
 }
 
-/// Starts the role; the answer is the tier it writes, for those who read it.
+impl Metrics {
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register("fletch_tier_rows", "Rows written to tiers", metrics.rows.clone());
+        registry.register(
+            "fletch_tier_replaced_files",
+            "Files of tiers replaced because late samples re-opened their windows, or because there were many small ones",
+            metrics.replaced.clone(),
+        );
+        registry.register(
+            "fletch_tier_merged_rows",
+            "Rows of tiers that late samples were merged into because raw samples of their windows may be gone",
+            metrics.merged.clone(),
+        );
+        registry.register("fletch_retention_files", "Files that retention removed", metrics.expired_files.clone());
+        registry.register("fletch_retention_rows", "Rows that retention removed", metrics.expired_rows.clone());
+        registry.register("fletch_tier_failures", "Runs of the maintenance role that failed", metrics.failures.clone());
+        metrics
+    }
+}
+
+/// Starts the role; the answer is the tiers it writes, for those who read them.
 pub(super) async fn start(
     settings: &Settings,
     store: &Arc<dyn ObjectStore>,
@@ -37,90 +64,147 @@ pub(super) async fn start(
     registry: &mut Registry,
     stop: &CancellationToken,
     tasks: &mut JoinSet<()>,
-) -> anyhow::Result<Option<Arc<DeltaTable>>> {
-    let metrics = Metrics::default();
-    registry.register("fletch_tier_rows", "Rows written to samples_1m", metrics.rows.clone());
-    registry.register(
-        "fletch_tier_replaced_files",
-        "Files of samples_1m replaced because late samples re-opened their windows",
-        metrics.replaced.clone(),
-    );
-    registry.register("fletch_tier_failures", "Runs of the tier job that failed", metrics.failures.clone());
-    let open = |table| DeltaTable::open_or_create(store.clone(), table_root(table), table, clock.clone());
-    // A handle of its own: the job follows the log at its own pace.
-    let samples = Arc::new(open(Table::Samples).await.context("opening table samples")?);
-    let mut job = None;
-    if settings.tiers {
-        let tier = Arc::new(open(Table::Samples1m).await.context("opening table samples_1m")?);
-        job = Some(TierJob::new(samples.clone(), tier, clock.clone()));
+) -> anyhow::Result<Arc<Tiers>> {
+    let metrics = Metrics::register(registry);
+    let open = async |table: Table| {
+        let opened = DeltaTable::open_or_create(store.clone(), table_root(table), table, clock.clone()).await;
+        opened.map(Arc::new).with_context(|| format!("opening table {}", table.name()))
+    };
+    // Handles of its own: the jobs follow the logs at their own pace.
+    let (samples, series) = (open(Table::Samples).await?, open(Table::Series).await?);
+    let mut jobs = Vec::new();
+    for tier in &settings.tiers.tiers {
+        jobs.push(TierJob::new(*tier, samples.clone(), series.clone(), open(tier.table).await?, clock.clone()));
     }
-    let tier = job.as_ref().map(|job| job.tier().clone());
+    let tiers = Tiers::new(jobs.iter().map(|job| (job.tier(), job.table().clone())).collect());
     let role = Role {
-        job,
+        jobs,
         samples,
+        series,
+        retention: Retention::new(settings.tiers.policy.clone(), clock.clone()),
         leases: Leases::new(store.clone(), clock.clone()),
         holder: format!("{}:{}", std::process::id(), uuid::Uuid::new_v4()),
         clock: clock.clone(),
         metrics,
     };
     tasks.spawn(role.run(stop.clone()));
-    Ok(tier)
+    Ok(Arc::new(tiers))
 }
 
 struct Role {
-    /// `None` when tiers are switched off.
-    job: Option<TierJob>,
+    /// One per tier; none when tiers are switched off.
+    jobs: Vec<TierJob>,
     samples: Arc<DeltaTable>,
+    series: Arc<DeltaTable>,
+    retention: Retention,
     leases: Leases,
     holder: String,
     clock: SharedClock,
     metrics: Metrics,
 }
 
+/// What is due beside the tiers.
+#[derive(Clone, Copy)]
+struct Due {
+    late: bool,
+    sweep: bool,
+}
+
 impl Role {
     async fn run(self, stop: CancellationToken) {
-        let mut swept_ms = self.clock.now_ms();
+        let started_ms = self.clock.now_ms();
+        let (mut late_ms, mut swept_ms) = (started_ms, started_ms);
         while stop.run_until_cancelled(self.clock.sleep(EVERY)).await.is_some() {
-            let due = self.clock.now_ms().saturating_sub(swept_ms) >= SWEEP_EVERY_MS;
-            swept_ms = if due { self.clock.now_ms() } else { swept_ms };
+            let now_ms = self.clock.now_ms();
+            let due =
+                Due { late: now_ms.saturating_sub(late_ms) >= LATE_EVERY_MS, sweep: now_ms.saturating_sub(swept_ms) >= SWEEP_EVERY_MS };
+            late_ms = if due.late { now_ms } else { late_ms };
+            swept_ms = if due.sweep { now_ms } else { swept_ms };
             if let Err(error) = self.once(due).await {
                 self.metrics.failures.inc();
                 // Being overtaken is how two processes share the work, not a failure to report.
                 if error.advice() != Advice::Fenced {
-                    tracing::warn!(%error, "the tier job failed; it begins again at the same version");
+                    tracing::warn!(%error, "the maintenance role failed; it begins again at the same version");
                 }
             }
         }
     }
 
-    async fn once(&self, sweep: bool) -> Result<(), StorageError> {
+    async fn once(&self, due: Due) -> Result<(), StorageError> {
         let Some(_lease) = self.leases.acquire("maintenance", &self.holder, LEASE).await? else { return Ok(()) };
-        if let Some(job) = &self.job {
-            let report = job.run().await?;
-            if report.rows > 0 {
-                self.metrics.rows.inc_by(report.rows);
-                self.metrics.replaced.inc_by(report.replaced as u64);
-                tracing::debug!(rows = report.rows, replaced = report.replaced, consumed = report.consumed, "samples_1m");
+        for job in &self.jobs {
+            self.note(job, job.run().await?);
+            if due.late {
+                self.note(job, job.run_late().await?);
             }
-            job.tier().checkpoint_if_due().await?;
+            job.table().checkpoint_if_due().await?;
         }
-        if sweep { self.sweep().await } else { Ok(()) }
+        if due.sweep {
+            self.expire().await?;
+            self.sweep().await?;
+        }
+        Ok(())
     }
 
-    /// Cuts the logs and deletes the bytes of files that were replaced. The log of `samples` stays from what the tier has not consumed.
-    async fn sweep(&self) -> Result<(), StorageError> {
-        let Some(job) = &self.job else {
-            return self.samples.cleanup_log(None).await.map(drop);
-        };
-        if let Some(consumed) = job.consumed() {
-            self.samples.cleanup_log(Some(consumed + 1)).await?;
+    fn note(&self, job: &TierJob, report: TierReport) {
+        if report.rows > 0 {
+            self.metrics.rows.inc_by(report.rows);
+            self.metrics.replaced.inc_by(report.replaced as u64);
+            self.metrics.merged.inc_by(report.merged);
+            tracing::debug!(tier = job.tier().name, ?report, "tier");
         }
-        let tier = job.tier();
-        tier.cleanup_log(None).await?;
-        // Only the table's own retention keeps a view that is open elsewhere safe, so it is not shortened here.
-        let report = tier.vacuum(&tier.vacuum_by_options(), |_| false).await?;
-        if report.files > 0 {
-            tracing::info!(files = report.files, bytes = report.bytes, "deleted replaced files of samples_1m");
+    }
+
+    /// Removes expired rows: raw ones that every tier has, then those of tiers, then rows of `series` that nothing needs any more.
+    async fn expire(&self) -> Result<(), StorageError> {
+        if self.retention.policy().is_off() {
+            return Ok(());
+        }
+        let mut tables = vec![self.samples.as_ref()];
+        tables.extend(self.jobs.iter().map(|job| job.table().as_ref()));
+        if let Some(consumed) = self.consumed() {
+            self.expired(Table::Samples, self.retention.samples(&self.samples, consumed).await?);
+        }
+        for job in &self.jobs {
+            self.expired(job.tier().table, self.retention.tier(job.table()).await?);
+        }
+        self.expired(Table::Series, self.retention.series(&self.series, &tables).await?);
+        Ok(())
+    }
+
+    /// What the tiers still need of `samples`: `Some(None)` nothing because there are none, `None` everything because one has not begun.
+    fn consumed(&self) -> Option<Option<Consumed>> {
+        let mut lowest: Option<Consumed> = None;
+        for job in &self.jobs {
+            let (version, until_ms) = (job.consumed()?, job.until_ms()?);
+            let so_far = lowest.unwrap_or(Consumed { version, until_ms });
+            lowest = Some(Consumed { version: version.min(so_far.version), until_ms: until_ms.min(so_far.until_ms) });
+        }
+        Some(lowest)
+    }
+
+    fn expired(&self, table: Table, report: RetentionReport) {
+        if report.removed > 0 {
+            self.metrics.expired_files.inc_by(report.removed as u64);
+            self.metrics.expired_rows.inc_by(report.rows);
+            tracing::info!(table = table.name(), files = report.removed, rewritten = report.rewritten, rows = report.rows, "expired");
+        }
+    }
+
+    /// Cuts the logs and deletes the bytes of files that were replaced. The log of `samples` stays from what a tier has not consumed.
+    async fn sweep(&self) -> Result<(), StorageError> {
+        match self.consumed() {
+            Some(lowest) => drop(self.samples.cleanup_log(lowest.map(|c| c.version + 1)).await?),
+            None => tracing::debug!("the log of samples stays: a tier has not begun"),
+        }
+        for job in &self.jobs {
+            let table = job.table();
+            table.cleanup_log(None).await?;
+            // Only the table's own retention keeps a view that is open elsewhere safe, so it is not shortened here.
+            let report = table.vacuum(&table.vacuum_by_options(), |_| false).await?;
+            if report.files > 0 {
+                tracing::info!(tier = job.tier().name, files = report.files, bytes = report.bytes, "deleted replaced files");
+            }
         }
         Ok(())
     }

@@ -159,7 +159,7 @@ impl ReadView {
         match table {
             Table::Samples => Some(&self.samples),
             Table::Series => Some(&self.series),
-            Table::Samples1m => None,
+            Table::Samples1m | Table::Samples5m | Table::Samples1h => None,
         }
     }
 

@@ -20,6 +20,7 @@ mod keys_chunk;
 mod layout;
 mod read;
 mod series;
+mod series_kinds;
 mod source;
 mod write;
 
@@ -30,6 +31,7 @@ pub use keys::KeyIndex;
 pub use read::{SamplesRows, Selection, SeriesRows, read_samples, read_selected};
 pub(crate) use series::series_batch;
 pub use series::{SeriesRow, read_series, write_series};
+pub use series_kinds::{SeriesKind, read_series_kinds};
 pub use source::{FileSource, OpenFile};
 pub use write::{SeriesSlice, write_batch, write_samples};
 
