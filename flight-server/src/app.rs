@@ -165,6 +165,7 @@ async fn start(settings: Settings, stop: &CancellationToken, tasks: &mut JoinSet
     let sql_settings =
         SqlSettings { limits: settings.limits.clone(), spill_dir: Some(settings.data_dir.join("spill")), ..SqlSettings::default() };
     let sql = SqlEngine::new(sql_settings, store, clock.clone(), engine.clone(), permits.clone())?;
+    storage.set_tiers(tiers.clone());
     sql.set_tiers(tiers);
     let ingest_metrics = IngestMetrics::register(&mut metrics);
     Ok(Arc::new(App {

@@ -14,18 +14,20 @@
 //! - **V4** `select` does not wait when everything it needs is in memory.
 //!
 //! # Parts
-//! [`select`] series with samples, [`rows`] Arrow batches for SQL.
+//! [`select`] series with samples, [`tiers`] the same where windows of a tier answer, [`rows`] Arrow batches for SQL.
 //!
 //! # Not here
 //! Deadlines and admission (the caller), what PromQL makes of it.
 
 mod rows;
 mod select;
+mod tiers;
 
 #[cfg(test)]
 mod tests;
 
 pub use rows::unflushed_schema;
+pub use tiers::{Stretch, TierValue, WindowsAsk};
 
 use crate::StorageError;
 use crate::delta::store::table_root;

@@ -22,6 +22,7 @@ mod read;
 mod series;
 mod series_kinds;
 mod source;
+mod tier_rows;
 mod write;
 
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub(crate) use series::series_batch;
 pub use series::{SeriesRow, read_series, write_series};
 pub use series_kinds::{SeriesKind, read_series_kinds};
 pub use source::{FileSource, OpenFile};
+pub use tier_rows::{TierRows, read_tier_rows};
 pub use write::{SeriesSlice, write_batch, write_samples};
 
 use crate::StorageError;

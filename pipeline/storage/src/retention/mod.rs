@@ -9,7 +9,7 @@
 //! - **N1** A row leaves only when its file's latest time is older than the retention of its metric, and not before [`COMMITTED_MIN_MS`] after
 //!   the file was committed: what was written for 1970 today is there today.
 //! - **N2** A raw file leaves only when every tier has consumed the version that added it and has written every window that it touches.
-//! - **N3** What left `samples` is written down in the commit ([`Removed`]), so that tiers and queries know what raw cannot tell any more.
+//! - **N3** What left a table is written down in the commit ([`Removed`]), so that tiers and queries know what raw cannot tell any more.
 //! - **N4** A row of `series` outlives every row that needs it: raw and tiers, the midnight window of the next day included.
 //! - **N5** Reads never filter by retention: what is in a table is there.
 //!
@@ -179,12 +179,10 @@ impl Retention {
         }
         self.forget(table, snapshot);
         let Plan { mut commit, horizons, report, .. } = plan;
-        if table.table() == Table::Samples {
-            commit.txns.extend(horizons.into_iter().filter_map(|(app_id, latest_ms)| {
-                let expected = snapshot.txn(&app_id);
-                (expected.is_none_or(|known| known < latest_ms)).then_some(TxnUpdate { app_id, expected, version: latest_ms })
-            }));
-        }
+        commit.txns.extend(horizons.into_iter().filter_map(|(app_id, latest_ms)| {
+            let expected = snapshot.txn(&app_id);
+            (expected.is_none_or(|known| known < latest_ms)).then_some(TxnUpdate { app_id, expected, version: latest_ms })
+        }));
         self.land(table, &commit).await.map(|()| report)
     }
 

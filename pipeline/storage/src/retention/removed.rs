@@ -1,4 +1,4 @@
-//! What retention has removed of `samples`, as its commits say it.
+//! What retention has removed of a table, as its commits say it.
 //!
 //! Each commit of retention raises `retention:<tenant>:["<pattern>","<not this>",…]` to the latest time (ms) of a row that it removed: rows of
 //! metrics that the first pattern names (`""`: all) and the others do not may be gone up to that time. So what a past configuration has
@@ -8,7 +8,7 @@ use super::policy::{MetricPattern, Rule};
 use crate::delta::Snapshot;
 use fletch_schemas::TenantId;
 
-/// Times up to which a tenant's raw rows may be gone.
+/// Times up to which a tenant's rows of a table may be gone.
 #[derive(Debug, Default)]
 pub struct Removed(Vec<Horizon>);
 
@@ -20,7 +20,7 @@ struct Horizon {
 }
 
 impl Removed {
-    /// As a version of `samples` has it.
+    /// As a version of a table has it.
     pub fn of(samples: &Snapshot, tenant: &TenantId) -> Self {
         let prefix = app_prefix(tenant);
         Self(samples.txns().filter_map(|(app, until_ms)| horizon(app.strip_prefix(&prefix)?, until_ms)).collect())
