@@ -144,3 +144,6 @@ fn query_error(error: StorageError) -> QueryError {
         other => QueryError::storage(other),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,7 @@ mod read;
 mod series;
 mod series_kinds;
 mod source;
+mod tier_layout;
 mod tier_rows;
 mod write;
 

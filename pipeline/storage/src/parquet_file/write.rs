@@ -51,7 +51,7 @@ pub fn write_batch(table: Table, batches: &[RecordBatch], identity: &FileIdentit
     if rows == 0 {
         return Err(StorageError::Unsorted { metric: String::new(), series_id: 0, why: "a file needs rows" });
     }
-    let properties = layout::table_properties(table).map_err(parquet)?;
+    let properties = layout::table_properties(table, batches).map_err(parquet)?;
     let mut writer = ArrowWriter::try_new(Vec::new(), table.file_schema(), Some(properties)).map_err(parquet)?;
     let mut keys = KeyRanges::default();
     for batch in batches.iter().filter(|b| b.num_rows() > 0) {

@@ -382,3 +382,59 @@ async fn a_run_whose_answers_get_lost_is_made_again_and_counts_once() {
         assert_eq!(world.rows().await, world.expected(START_MS + 240_000));
     }
 }
+
+/// Bytes of a day of each tier relative to the day's raw file: synthetic gauges and counters, a sample every 15 s.
+#[tokio::test]
+async fn tiers_of_typical_data_are_as_small_as_documented() {
+    use super::row::batch;
+    use super::window::compute;
+    use crate::parquet_file::write_batch;
+    const SERIES: i64 = 40;
+    let day = i64::from(date_of_ms(START_MS)) * DAY_MS;
+    let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut step = move || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % 1_000
+    };
+    let mut columns = Vec::new();
+    for id in 0..SERIES {
+        let jitter = step().cast_signed() * 15;
+        let (mut times, mut values, mut value) = (Vec::new(), Vec::new(), 5_000.0);
+        for i in 0..5_760_i64 {
+            times.push(day + jitter + i * 15_000);
+            value += if id % 2 == 0 { step() as f64 } else { (step() as f64 - 500.0) * 0.01 };
+            values.push(value);
+        }
+        columns.push((id, times, values));
+    }
+    let identity = || FileIdentity::new(TenantId::default(), date_of_ms(START_MS), None, START_MS);
+    let slices = columns.iter().map(|(id, times, values)| SeriesSlice { metric: "m", series_id: *id, times, values });
+    let raw = write_samples(slices, &identity()).expect("sorted");
+    let world = World::new(MINUTE).await;
+    world.samples.upload(&raw.entry, raw.bytes).await.expect("memory");
+    let files = [Arc::new(raw.entry)];
+    let mut sizes = Vec::new();
+    for tier in Tier::ALL {
+        let ends: Vec<i64> =
+            (1..=DAY_MS / tier.width_ms).map(|i| day + i * tier.width_ms).filter(|end| date_of_ms(*end) == date_of_ms(day)).collect();
+        let windows: Windows = (0..SERIES).map(|id| ((Arc::from("m"), id), ends.clone())).collect();
+        let rows = compute(tier, &world.samples, &files, &windows).await.expect("memory");
+        for by_kind in [true, false] {
+            let kind = |id: i64| {
+                if !by_kind {
+                    kinds::RowKind::All
+                } else if id % 2 == 0 {
+                    kinds::RowKind::Counter
+                } else {
+                    kinds::RowKind::Gauge
+                }
+            };
+            let kinds: Vec<kinds::RowKind> = rows.iter().map(|r| kind(r.series_id)).collect();
+            let file = write_batch(tier.table, &[batch(&rows, &kinds).expect("columns")], &identity()).expect("rows");
+            sizes.push((tier.name, by_kind, file.entry.size as f64 / files[0].size as f64));
+        }
+    }
+    for ((name, by_kind, share), most) in sizes.iter().zip([1.2, 1.8, 0.25, 0.4, 0.03, 0.05]) {
+        assert!(share <= &most, "{name} by kind {by_kind}: {share}");
+    }
+}
