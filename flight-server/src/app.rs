@@ -173,9 +173,8 @@ async fn start(settings: Settings, stop: &CancellationToken, tasks: &mut JoinSet
     let sql_settings =
         SqlSettings { limits: settings.limits.clone(), spill_dir: Some(settings.data_dir.join("spill")), ..SqlSettings::default() };
     let sql = SqlEngine::new(sql_settings, store, clock.clone(), engine.clone(), permits.clone())?;
-    if let Some(tier) = maintenance.tier {
-        sql.set_tier(tier);
-    }
+    storage.set_tiers(maintenance.tiers.clone());
+    sql.set_tiers(maintenance.tiers);
     let ingest_metrics = IngestMetrics::register(&mut metrics);
     Ok(Arc::new(App {
         started_ms: clock.now_ms(),

@@ -18,6 +18,10 @@ pub enum Table {
     Series,
     /// One-minute windows of `samples`.
     Samples1m,
+    /// Five-minute windows of `samples`.
+    Samples5m,
+    /// One-hour windows of `samples`.
+    Samples1h,
 }
 
 impl Table {
@@ -27,6 +31,8 @@ impl Table {
             Self::Samples => "samples",
             Self::Series => "series",
             Self::Samples1m => "samples_1m",
+            Self::Samples5m => "samples_5m",
+            Self::Samples1h => "samples_1h",
         }
     }
 
@@ -35,7 +41,7 @@ impl Table {
         Arc::new(Schema::new(match self {
             Self::Samples => samples_fields(),
             Self::Series => series_fields(),
-            Self::Samples1m => tier_fields(),
+            Self::Samples1m | Self::Samples5m | Self::Samples1h => tier_fields(),
         }))
     }
 
@@ -49,7 +55,7 @@ impl Table {
     /// Columns with file statistics. `value` has none: a NaN would make them lie.
     pub fn stats_columns(self) -> &'static [&'static str] {
         match self {
-            Self::Samples | Self::Samples1m => &["metric", "series_id", "time"],
+            Self::Samples | Self::Samples1m | Self::Samples5m | Self::Samples1h => &["metric", "series_id", "time"],
             Self::Series => &["metric", "series_id"],
         }
     }

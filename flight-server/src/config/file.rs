@@ -88,7 +88,7 @@ pub struct Fletch {
     pub(super) alerting: Alerting,
     pub(super) stream_rule_files: Vec<String>,
     pub(super) rules_tenant: Option<String>,
-    pub(super) tiers: Option<bool>,
+    pub(super) tiers: Option<super::tiers::RawTiers>,
     #[serde(deserialize_with = "duration")]
     pub(super) flush_interval: Option<Duration>,
     pub(super) log_bytes_max: Option<u64>,

@@ -9,8 +9,10 @@
 //! warning at the start; unknown keys are errors.
 
 mod file;
+mod tiers;
 
 pub use file::{ConfigError, KafkaBus, RawConfig, TenantSection, parse_duration};
+pub use tiers::TierSettings;
 
 use fletch_alerting::notify::webhook::WebhookSettings;
 use fletch_common::Limits;
@@ -58,8 +60,8 @@ pub struct Settings {
     pub webhooks: Vec<WebhookSettings>,
     /// Tenant that rules read and write.
     pub rules_tenant: String,
-    /// Write the one-minute tier.
-    pub tiers: bool,
+    /// Which tiers are written, and how long rows are kept.
+    pub tiers: TierSettings,
     /// Every bound.
     pub limits: Limits,
     /// What differs for some tenants.
@@ -141,7 +143,7 @@ impl Settings {
             external_url,
             webhooks: fletch.alerting.webhooks,
             rules_tenant: fletch.rules_tenant.unwrap_or_else(|| "default".into()),
-            tiers: fletch.tiers.unwrap_or(true),
+            tiers: TierSettings::of(fletch.tiers)?,
             tenants: tenants_of(fletch.tenants)?,
             limits: fletch.limits,
             config_dir,
@@ -210,5 +212,38 @@ mod tests {
         assert_eq!(settings.http_addr.to_string(), "127.0.0.1:9090");
         assert_eq!(settings.flight_addr.to_string(), "127.0.0.1:31337");
         assert!(settings.object_store.ends_with("fletch-data/store"), "{}", settings.object_store);
+    }
+
+    #[test]
+    fn tiers_and_retentions_are_chosen_table_by_table() {
+        use fletch_schemas::tables::Table;
+        const DAY_MS: i64 = 86_400_000;
+        let usual = load("").expect("valid").tiers;
+        assert_eq!(usual.tiers.len(), 3);
+        assert_eq!(usual.policy.defaults.values().map(|ms| ms / DAY_MS).collect::<Vec<_>>(), [7, 30, 90, 365]);
+        assert!(load("fletch:\n  tiers: false\n").expect("valid").tiers.policy.is_off(), "as before: nothing expires");
+        let text = "fletch:\n  tiers:\n    raw: 0\n    5m: false\n    1h: 15d\n    overrides:\n    - metric: node_.*\n      raw: 1d\n    - tenant: a\n      1m: 2d\n";
+        let some = load(text).expect("valid").tiers;
+        assert_eq!(some.tiers.iter().map(|t| t.name).collect::<Vec<_>>(), ["1m", "1h"]);
+        assert_eq!(some.policy.defaults.get(&Table::Samples), Some(&0));
+        assert_eq!(some.policy.defaults.get(&Table::Samples1h), Some(&(15 * DAY_MS)));
+        assert_eq!(some.policy.overrides.len(), 2);
+        assert!(!some.policy.is_off());
+    }
+
+    #[test]
+    fn wrong_tiers_are_refused_by_key() {
+        for (text, culprit) in [
+            ("    2m: 1d\n", "fletch.tiers.2m"),
+            ("    raw: 7\n", "fletch.tiers.raw"),
+            ("    raw: false\n", "fletch.tiers.raw"),
+            ("    raw: seven days\n", "fletch.tiers.raw"),
+            ("    overrides:\n    - metric: '('\n      raw: 1d\n", "fletch.tiers.overrides[0].metric"),
+            ("    overrides:\n    - metric: x\n", "fletch.tiers.overrides[0]"),
+            ("    1h: false\n    overrides:\n    - 1h: 1d\n", "fletch.tiers.overrides[0].1h"),
+        ] {
+            let error = load(&format!("fletch:\n  tiers:\n{text}")).expect_err("wrong").to_string();
+            assert!(error.contains(culprit), "{error}");
+        }
     }
 }

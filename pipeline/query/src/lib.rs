@@ -12,6 +12,7 @@
 
 pub mod engine;
 pub mod sql;
+mod tier_choice;
 mod view_source;
 
 pub use view_source::ViewSource;

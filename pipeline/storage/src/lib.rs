@@ -21,6 +21,7 @@ pub mod delta;
 pub mod engine;
 pub mod index;
 pub mod parquet_file;
+pub mod retention;
 pub mod run;
 pub mod tiers;
 pub mod tools;

@@ -14,7 +14,7 @@
 //! - **V4** `select` does not wait when everything it needs is in memory.
 //!
 //! # Parts
-//! [`select`] series with samples, [`rows`] Arrow batches for SQL.
+//! [`select`] series with samples, [`tiers`] the same where windows of a tier answer, [`rows`] Arrow batches for SQL.
 //!
 //! # Not here
 //! Deadlines and admission (the caller), what PromQL makes of it.
@@ -22,12 +22,14 @@
 mod cardinality;
 mod rows;
 mod select;
+mod tiers;
 
 #[cfg(test)]
 mod tests;
 
 pub use cardinality::{HeadStats, cardinality_schema};
 pub use rows::unflushed_schema;
+pub use tiers::{Stretch, TierValue, WindowsAsk};
 
 use crate::StorageError;
 use crate::delta::store::table_root;
@@ -161,7 +163,7 @@ impl ReadView {
         match table {
             Table::Samples => Some(&self.samples),
             Table::Series => Some(&self.series),
-            Table::Samples1m => None,
+            Table::Samples1m | Table::Samples5m | Table::Samples1h => None,
         }
     }
 

@@ -89,13 +89,13 @@ fn encode(result: QueryResult, with_stats: bool) -> Encoded {
     if with_stats && data.last() == Some(&b'}') {
         data.pop();
         data.extend_from_slice(b",\"stats\":");
-        data.extend_from_slice(stats(&result.stats).to_string().as_bytes());
+        data.extend_from_slice(stats(&result.stats, &result.tiers).to_string().as_bytes());
         data.push(b'}');
     }
     Encoded { data, warnings: result.warnings, infos: result.infos }
 }
 
-fn stats(stats: &QueryStats) -> serde_json::Value {
+fn stats(stats: &QueryStats, tiers: &[&str]) -> serde_json::Value {
     let total = (stats.prepare + stats.select + stats.evaluate).as_secs_f64();
     serde_json::json!({
         "timings": {
@@ -103,6 +103,7 @@ fn stats(stats: &QueryStats) -> serde_json::Value {
             "innerEvalTime": stats.evaluate.as_secs_f64(), "execQueueTime": 0.0, "execTotalTime": total,
         },
         "samples": {"totalQueryableSamples": stats.samples, "peakSamples": stats.samples},
+        "tiers": tiers,
     })
 }
 

@@ -21,10 +21,13 @@ use super::plan::{Aggregate, Node, Plan, RangeNode, RangeSource, TimeShift, Vect
 use super::range::RangeInput;
 use super::scalar::{Column, scalars};
 use super::series::{self, Pick};
+use super::source::{Windows, WindowsOf};
 use super::windows::Spans;
 use fletch_promql::ast::{AggregateOp, AtModifier, Duration, DurationContext, EdgeMode};
+use fletch_promql::functions::FunctionId;
 use fletch_schemas::{SampleColumns, SeriesSet, Slice};
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The times of one query.
@@ -104,6 +107,8 @@ pub(crate) struct Request {
     pub(crate) steps: usize,
     /// How much of it each step looks at: the width of a range, 0 for an instant selector.
     pub(crate) width_ms: i64,
+    /// The range function that looks at it, where that is all that does.
+    pub(crate) windows: Option<WindowsOf>,
 }
 
 /// Time ranges of every selector below `node`, evaluated on `grid`. Selectors that are never looked at are left out.
@@ -125,11 +130,11 @@ pub(crate) fn requests(
     match node {
         Node::Number(_) | Node::Text(_) => Ok(()),
         Node::Invariant(inner) => requests(plan, inner, grid.first(), times, control, out),
-        Node::Select(id) => request(plan, *id, times.lookback_ms, false, grid, times, out),
+        Node::Select(id) => request(plan, *id, times.lookback_ms, Use::Instant, grid, times, out),
         Node::Range(range) => {
             let width_ms = times.range_ms(&range.width)?;
             match &range.source {
-                RangeSource::Selector(id) => request(plan, *id, width_ms, true, grid, times, out),
+                RangeSource::Selector(id) => request(plan, *id, width_ms, Use::Range(None), grid, times, out),
                 RangeSource::Subquery(inner, step) => {
                     let spans = times.spans(&range.time, width_ms, grid)?;
                     let inner_grid = times.subquery_grid(spans, step.as_ref(), control)?;
@@ -147,28 +152,45 @@ pub(crate) fn requests(
             }
             visit(&a.input)
         }
-        Node::Call(call) => call.args.iter().try_for_each(visit),
+        Node::Call(call) => {
+            for arg in &call.args {
+                match arg {
+                    Node::Range(range) if let RangeSource::Selector(id) = range.source => {
+                        request(plan, id, times.range_ms(&range.width)?, Use::Range(Some(call.func.id)), grid, times, out)?;
+                    }
+                    arg => requests(plan, arg, grid, times, control, out)?,
+                }
+            }
+            Ok(())
+        }
     }
 }
 
-fn request(
-    plan: &Plan,
-    id: usize,
-    width_ms: i64,
-    ranged: bool,
-    grid: Grid,
-    times: &Times,
-    out: &mut Vec<Request>,
-) -> Result<(), QueryError> {
+/// Who looks at a selector.
+#[derive(Clone, Copy)]
+enum Use {
+    Instant,
+    /// A range vector, and the function that it is for.
+    Range(Option<FunctionId>),
+}
+
+fn request(plan: &Plan, id: usize, width_ms: i64, by: Use, grid: Grid, times: &Times, out: &mut Vec<Request>) -> Result<(), QueryError> {
     let selector = &plan.selectors[id];
     let spans = times.spans(&selector.time, width_ms, grid)?;
+    let ranged = matches!(by, Use::Range(_));
+    let windows = match by {
+        Use::Range(Some(function)) if selector.edges == EdgeMode::Plain => {
+            Some(WindowsOf { function, first_end_ms: spans.first_ms, step_ms: spans.step_ms, width_ms, steps: spans.len })
+        }
+        _ => None,
+    };
     let before = if ranged && selector.edges != EdgeMode::Plain { times.lookback_ms } else { 0 };
     let after = if selector.edges == EdgeMode::Smoothed { times.lookback_ms } else { 0 };
     let min_ms = spans.first_ms.saturating_sub(width_ms).saturating_sub(before).saturating_add(1);
     let max_ms = spans.end(grid.len - 1).saturating_add(after);
     // A window of no width selects nothing, but whoever answers expects a range that is one.
     let width_ms = if ranged { width_ms } else { 0 };
-    out.push(Request { selector: id, min_ms: min_ms.min(max_ms), max_ms, steps: grid.len, width_ms });
+    out.push(Request { selector: id, min_ms: min_ms.min(max_ms), max_ms, steps: grid.len, width_ms, windows });
     Ok(())
 }
 
@@ -181,17 +203,30 @@ pub(crate) struct Loaded {
     pub(crate) of: Vec<Option<usize>>,
     /// What such a selector finds.
     none: SeriesSet,
+    /// Selectors that were answered by rows which stand for samples.
+    pub(crate) windows: HashMap<usize, Windows>,
 }
 
 impl Loaded {
     /// Selected sets, and which of them belongs to each selector.
-    pub(crate) fn new(sets: Vec<SeriesSet>, of: Vec<Option<usize>>) -> Self {
-        Self { sets, of, none: SeriesSet::default() }
+    pub(crate) fn new(sets: Vec<SeriesSet>, of: Vec<Option<usize>>, windows: HashMap<usize, Windows>) -> Self {
+        Self { sets, of, none: SeriesSet::default(), windows }
+    }
+
+    /// Everything that was selected.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &SeriesSet> {
+        let rows = self.windows.values().map(|windows| match windows {
+            Windows::Values(set) | Windows::Average { sums: set, .. } => set,
+        });
+        self.sets.iter().chain(rows)
     }
 
     /// What a selector found.
     pub(crate) fn set(&self, selector: usize) -> &SeriesSet {
-        self.of.get(selector).copied().flatten().map_or(&self.none, |i| &self.sets[i])
+        match self.windows.get(&selector) {
+            Some(Windows::Values(set) | Windows::Average { sums: set, .. }) => set,
+            None => self.of.get(selector).copied().flatten().map_or(&self.none, |i| &self.sets[i]),
+        }
     }
 }
 

@@ -57,7 +57,7 @@ pub use matrix::{Grid, Matrix, Row, RowMask};
 pub use query::{
     EngineSettings, InstantQuery, LOOKBACK_MS_DEFAULT, QueryOptions, QueryResult, QueryStats, RangeQuery, SUBQUERY_STEP_MS_DEFAULT, Value,
 };
-pub use source::SeriesSource;
+pub use source::{Origin, SeriesSource, Windows, WindowsOf};
 
 use control::Control;
 use eval::Times;

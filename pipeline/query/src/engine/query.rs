@@ -79,6 +79,8 @@ pub struct QueryResult {
     pub infos: Vec<String>,
     /// What it cost.
     pub stats: QueryStats,
+    /// Tiers that it read instead of samples, by name.
+    pub tiers: Vec<&'static str>,
 }
 
 /// What a query returns.

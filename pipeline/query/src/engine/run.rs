@@ -9,10 +9,11 @@ use super::matrix::{Grid, Matrix, RowMask};
 use super::plan::{Node, Plan};
 use super::query::{QueryResult, QueryStats, Value};
 use super::relabel::merge_same;
-use super::source::SeriesSource;
+use super::source::{Origin, SeriesSource, Windows};
 use fletch_promql::ValueType;
 use fletch_schemas::{Labels, SeriesSet};
 use futures::future::try_join_all;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -30,6 +31,7 @@ pub(super) struct Job {
     control: Control,
     requests: Vec<Request>,
     loaded: Loaded,
+    origin: Origin,
     /// Most series of the answer, 0 for all.
     limit: usize,
     prepared: Instant,
@@ -53,7 +55,7 @@ impl Job {
         requests(&run.plan, &run.plan.root, run.grid, &run.times, &control, &mut asked)?;
         let loading = load(source, &run.plan, &asked, &control);
         let loaded = control.until_stopped("expression evaluation", loading).await?;
-        Ok(Self { run, control, requests: asked, loaded, limit, prepared, selected: Instant::now() })
+        Ok(Self { run, control, requests: asked, loaded, origin: source.origin(), limit, prepared, selected: Instant::now() })
     }
 
     /// How long the evaluation will take, roughly.
@@ -75,29 +77,31 @@ impl Job {
     /// # Errors
     /// Whatever an operator finds.
     pub(super) fn evaluate(self) -> Result<QueryResult, QueryError> {
-        let Self { run, control, loaded, limit, prepared, selected, .. } = self;
+        let Self { run, control, loaded, origin, limit, prepared, selected, .. } = self;
         let mut evaluator = Evaluator::new(&run.plan, &loaded, run.times, &control);
         let mut value = evaluate(&mut evaluator, &run.plan, run.grid, run.times.is_range)?;
-        let (mut warnings, infos) = evaluator.notes.into_texts(&run.plan.text);
+        let (mut warnings, mut infos) = evaluator.notes.into_texts(&run.plan.text);
         if limit > 0 && value.truncate(limit) {
             warnings.push("results truncated due to limit".to_owned());
         }
         let stats = QueryStats {
-            series: loaded.sets.iter().map(SeriesSet::len).sum(),
-            samples: loaded.sets.iter().map(SeriesSet::samples).sum(),
+            series: loaded.all().map(SeriesSet::len).sum(),
+            samples: loaded.all().map(SeriesSet::samples).sum(),
             prepare: prepared - run.started,
             select: selected - prepared,
             evaluate: selected.elapsed(),
         };
-        Ok(QueryResult { value, warnings, infos, stats })
+        infos.extend(origin.infos);
+        Ok(QueryResult { value, warnings, infos, stats, tiers: origin.tiers })
     }
 }
 
 /// Selects the series of all requests at once; requests that ask the same and overlap become one.
 async fn load(source: &dyn SeriesSource, plan: &Plan, asked: &[Request], control: &Control) -> Result<Loaded, QueryError> {
+    let windows = windows(source, plan, asked).await?;
     let mut merged: Vec<Request> = Vec::with_capacity(asked.len());
     let mut of = vec![None; plan.selectors.len()];
-    for request in asked {
+    for request in asked.iter().filter(|r| !windows.contains_key(&r.selector)) {
         let matchers = |r: &Request| &plan.selectors[r.selector].matchers;
         let same = merged.iter().position(|m| matchers(m) == matchers(request) && m.min_ms <= request.max_ms && request.min_ms <= m.max_ms);
         let at = same.unwrap_or(merged.len());
@@ -114,12 +118,24 @@ async fn load(source: &dyn SeriesSource, plan: &Plan, asked: &[Request], control
         [only] => vec![select(only).await?],
         many => try_join_all(many.iter().map(select)).await?,
     };
-    check_loaded(plan, &merged, &sets, control)?;
-    Ok(Loaded::new(sets, of))
+    let loaded = Loaded::new(sets, of, windows);
+    check_loaded(plan, asked, &loaded, control)?;
+    Ok(loaded)
 }
 
-fn check_loaded(plan: &Plan, requests: &[Request], sets: &[SeriesSet], control: &Control) -> Result<(), QueryError> {
-    for (request, set) in requests.iter().zip(sets) {
+/// Asks for rows that stand for samples where a range function is all that looks at a selector.
+async fn windows(source: &dyn SeriesSource, plan: &Plan, asked: &[Request]) -> Result<HashMap<usize, Windows>, QueryError> {
+    let asks = asked.iter().filter_map(|r| r.windows.map(|ask| (r.selector, ask)));
+    let answers = asks.map(|(selector, ask)| async move {
+        let answer = source.windows(&plan.selectors[selector].matchers, &ask).await?;
+        Ok::<_, QueryError>(answer.map(|windows| (selector, windows)))
+    });
+    Ok(try_join_all(answers).await?.into_iter().flatten().collect())
+}
+
+fn check_loaded(plan: &Plan, requests: &[Request], loaded: &Loaded, control: &Control) -> Result<(), QueryError> {
+    for request in requests {
+        let set = loaded.set(request.selector);
         if set.len() > control.series_max {
             let matchers: Vec<String> = plan.selectors[request.selector].matchers.iter().map(ToString::to_string).collect();
             return Err(QueryError::TooManySeries {
@@ -129,7 +145,7 @@ fn check_loaded(plan: &Plan, requests: &[Request], sets: &[SeriesSet], control: 
             });
         }
     }
-    let samples: usize = sets.iter().map(SeriesSet::samples).sum();
+    let samples: usize = loaded.all().map(SeriesSet::samples).sum();
     if samples > control.samples_max { Err(QueryError::TooManySamples { limit: control.samples_max }) } else { Ok(()) }
 }
 

@@ -17,7 +17,7 @@ use datafusion::common::Result;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::TableType;
 use fletch_schemas::tables::Table;
-use fletch_storage::delta::Snapshot;
+use fletch_storage::tiers::TierSnapshot;
 use fletch_storage::{ReadView, SelectLimits};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -38,12 +38,12 @@ pub const METRICS: &str = "m";
 /// A name is taken twice, which cannot be.
 pub(crate) fn catalog_of(
     view: &ReadView,
-    tier: Option<&Arc<Snapshot>>,
+    tiers: &[TierSnapshot],
     metrics: Arc<[String]>,
     limits: SelectLimits,
 ) -> Result<Arc<dyn CatalogProviderList>> {
     let tables = MemorySchemaProvider::new();
-    for (table, provider) in tables_of(view, tier) {
+    for (table, provider) in tables_of(view, tiers) {
         tables.register_table(table.name().to_owned(), provider)?;
     }
     tables.register_table(CARDINALITY.to_owned(), Arc::new(CardinalityTable::new(view.clone())))?;
@@ -55,13 +55,14 @@ pub(crate) fn catalog_of(
     Ok(Arc::new(list))
 }
 
-/// The tables that exist for a view, by name. The tier, which has versions of its own, exists once the tenant has a file in it.
-pub(crate) fn tables_of(view: &ReadView, tier: Option<&Arc<Snapshot>>) -> Vec<(Table, Arc<dyn TableProvider>)> {
+/// The tables that exist for a view, by name. A tier, which has versions of its own, exists once the tenant has a file in it.
+pub(crate) fn tables_of(view: &ReadView, tiers: &[TierSnapshot]) -> Vec<(Table, Arc<dyn TableProvider>)> {
     let mut tables: Vec<(Table, Arc<dyn TableProvider>)> = vec![(Table::Samples, Arc::new(SamplesTable::new(view.clone())))];
-    if let Some(files) =
-        tier.map(|t| t.tenant_files(view.tenant(), i32::MIN..=i32::MAX).cloned().collect::<Vec<_>>()).filter(|f| !f.is_empty())
-    {
-        tables.push((Table::Samples1m, Arc::new(TierTable::new(view.clone(), Table::Samples1m, files))));
+    for TierSnapshot { tier, files, .. } in tiers {
+        let files: Vec<_> = files.tenant_files(view.tenant(), i32::MIN..=i32::MAX).cloned().collect();
+        if !files.is_empty() {
+            tables.push((tier.table, Arc::new(TierTable::new(view.clone(), tier.table, files))));
+        }
     }
     tables.push((Table::Series, Arc::new(SeriesTable::new(view.clone()))));
     tables

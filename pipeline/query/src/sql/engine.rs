@@ -34,8 +34,7 @@ use datafusion::physical_plan::execute_stream;
 use datafusion::sql::parser::Statement;
 use fletch_common::{Limits, SharedClock};
 use fletch_schemas::METRIC_NAME;
-use fletch_schemas::tables::Table;
-use fletch_storage::delta::{DeltaTable, Snapshot};
+use fletch_storage::tiers::{Tier, TierSnapshot, Tiers};
 use fletch_storage::view::cardinality_schema;
 use fletch_storage::{ReadView, SelectLimits};
 use futures::StreamExt;
@@ -184,7 +183,7 @@ pub struct SqlEngine {
     clock: SharedClock,
     promql: Arc<Engine>,
     permits: Arc<Semaphore>,
-    tier: OnceLock<Arc<DeltaTable>>,
+    tiers: OnceLock<Arc<Tiers>>,
     // `None` only while it is being dropped.
     runtime: Option<Runtime>,
 }
@@ -219,12 +218,12 @@ impl SqlEngine {
             .build()
             .map_err(|e| SqlError::new(SqlErrorKind::Internal, format!("starting sql threads: {e}")))?;
         let base = session::base_state(&settings, store)?;
-        Ok(Arc::new(Self { base, settings, clock, promql, permits, tier: OnceLock::new(), runtime: Some(runtime) }))
+        Ok(Arc::new(Self { base, settings, clock, promql, permits, tiers: OnceLock::new(), runtime: Some(runtime) }))
     }
 
-    /// Makes table `samples_1m` known. Only the first call counts.
-    pub fn set_tier(&self, tier: Arc<DeltaTable>) {
-        let _ = self.tier.set(tier);
+    /// Makes the tables of tiers known. Only the first call counts.
+    pub fn set_tiers(&self, tiers: Arc<Tiers>) {
+        let _ = self.tiers.set(tiers);
     }
 
     /// The limits that it keeps.
@@ -283,7 +282,7 @@ impl SqlEngine {
         columns: Option<WireTypes>,
     ) -> Result<Vec<TableInfo>, SqlError> {
         let (view, limits) = (view.clone(), SelectLimits::from(self.limits()));
-        let tier = self.tier.get().map(|t| t.snapshot());
+        let tiers = self.tiers.get().map(|t| t.snapshots()).unwrap_or_default();
         self.on_sql_thread(None, async move {
             let info = |schema: &str, name: &str, kind, columns| TableInfo {
                 catalog: CATALOG.to_owned(),
@@ -304,7 +303,7 @@ impl SqlEngine {
                 }
                 all.push(info(METRICS, name, "VIEW", schema));
             }
-            for (table, _) in tables_of(&view, tier.as_ref()).into_iter().filter(|(t, _)| wanted(PUBLIC, t.name())) {
+            for (table, _) in tables_of(&view, &tiers).into_iter().filter(|(t, _)| wanted(PUBLIC, t.name())) {
                 all.push(info(PUBLIC, table.name(), "TABLE", columns.map(|wire| wire_schema(&table.table_schema(), wire))));
             }
             if wanted(PUBLIC, CARDINALITY) {
@@ -397,8 +396,8 @@ impl SqlEngine {
         let text = statement.to_string().to_ascii_lowercase();
         let lists = text.contains("information_schema") || text.contains("show ");
         let names = if lists { metrics(&query.view).await? } else { Arc::from([]) };
-        let tier = self.tier_for(&text).await?;
-        let catalog = catalog_of(&query.view, tier.as_ref(), names, SelectLimits::from(self.limits()))?;
+        let tiers = self.tiers_for(&text).await?;
+        let catalog = catalog_of(&query.view, &tiers, names, SelectLimits::from(self.limits()))?;
         let mut state = SessionStateBuilder::new_from_existing(self.base.clone()).with_catalog_list(catalog).build();
         state.execution_props_mut().query_execution_start_time = DateTime::from_timestamp_millis(self.clock.now_ms());
         let functions = Functions {
@@ -414,12 +413,12 @@ impl SqlEngine {
 }
 
 impl SqlEngine {
-    /// The tier as a statement sees it. Another process may write it, so a statement that reads it looks for newer versions first.
-    async fn tier_for(&self, statement: &str) -> Result<Option<Arc<Snapshot>>, SqlError> {
-        match self.tier.get() {
-            Some(tier) if statement.contains(Table::Samples1m.name()) => Ok(Some(tier.refresh().await?)),
-            Some(tier) => Ok(Some(tier.snapshot())),
-            None => Ok(None),
+    /// The tiers as a statement sees them. Another process may write them, so a statement that reads one looks for newer versions first.
+    async fn tiers_for(&self, statement: &str) -> Result<Vec<TierSnapshot>, SqlError> {
+        match self.tiers.get() {
+            Some(tiers) if Tier::ALL.iter().any(|tier| statement.contains(tier.table.name())) => Ok(tiers.refreshed().await?),
+            Some(tiers) => Ok(tiers.snapshots()),
+            None => Ok(Vec::new()),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::delta::{DeltaTable, FileEntry, Snapshot};
 use crate::index::{PatternCache, Tenant};
 use crate::parquet_file::OpenFile;
 use crate::run::{Run, SAMPLE_BYTES};
+use crate::tiers::Tiers;
 use ahash::HashMap;
 use fletch_common::SharedClock;
 use fletch_ingest::{Bus, Partition, SeriesRegistry};
@@ -19,6 +20,7 @@ use fletch_schemas::TenantId;
 use fletch_schemas::tables::Table;
 use object_store::ObjectStore;
 use parking_lot::{Mutex, RwLock};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use tokio::sync::{Notify, OnceCell};
@@ -53,6 +55,10 @@ pub(crate) struct Core {
     /// Files that left the tables and that a view may still name.
     pub(crate) retired: Retired,
     pub(crate) open_files: Mutex<Vec<(String, Arc<OpenFile>)>>,
+    /// Opened files of tiers, oldest first.
+    pub(crate) tier_files: Mutex<VecDeque<(String, Arc<OpenFile>)>>,
+    /// The tiers that queries may read; set once at the start.
+    pub(crate) tiers: OnceLock<Arc<Tiers>>,
     pub(crate) bus_id: OnceLock<String>,
     pub(crate) bus: RwLock<Option<Weak<dyn Bus>>>,
     pub(crate) flush_wanted: Notify,
@@ -97,6 +103,8 @@ impl Core {
             facts: FactsCache::default(),
             retired: Retired::default(),
             open_files: Mutex::default(),
+            tier_files: Mutex::default(),
+            tiers: OnceLock::new(),
             bus_id: OnceLock::new(),
             bus: RwLock::new(None),
             flush_wanted: Notify::new(),

@@ -105,6 +105,11 @@ impl Storage {
         *self.core.bus.write() = Some(bus);
     }
 
+    /// The tiers that queries may read. Only the first call counts.
+    pub fn set_tiers(&self, tiers: Arc<crate::tiers::Tiers>) {
+        let _ = self.core.tiers.set(tiers);
+    }
+
     /// An immutable view of one tenant; cheap.
     pub fn view(&self, tenant: &TenantId) -> ReadView {
         ReadView::new(self.core.clone(), tenant)

@@ -10,6 +10,7 @@
 //! Everything is zstd, at the level of the [`Effort`]. Aligned times want the deltas, unaligned ones PLAIN; constant values want PLAIN: no encoding is best everywhere.
 
 use super::{PAGE_ROWS, ROW_GROUP_ROWS, SeriesSlice};
+use arrow::array::RecordBatch;
 use arrow::datatypes::Schema;
 use fletch_schemas::is_stale;
 use fletch_schemas::tables::Table;
@@ -125,13 +126,16 @@ pub(super) fn samples_properties(schema: &Schema, encodings: Encodings, effort: 
 }
 
 /// Properties of every other table's files, which the Arrow writer writes.
-pub(super) fn table_properties(table: Table, effort: Effort) -> Result<WriterProperties, ParquetError> {
+pub(super) fn table_properties(table: Table, batches: &[RecordBatch], effort: Effort) -> Result<WriterProperties, ParquetError> {
     let schema = table.file_schema();
     let keys: Vec<i32> =
         (0..).zip(schema.fields()).filter(|(_, f)| table.stats_columns().contains(&f.name().as_str())).map(|(i, _)| i).collect();
     let mut builder = base(effort)?.set_dictionary_enabled(true).set_sorting_columns(Some(sorted_by(&keys)));
     for name in table.stats_columns() {
         builder = builder.set_column_statistics_enabled(ColumnPath::from(*name), EnabledStatistics::Page);
+    }
+    if matches!(table, Table::Samples1m | Table::Samples5m | Table::Samples1h) {
+        builder = super::tier_layout::properties(builder, batches)?;
     }
     Ok(builder.build())
 }

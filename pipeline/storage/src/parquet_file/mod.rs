@@ -22,8 +22,11 @@ mod layout;
 mod packed;
 mod read;
 mod series;
+mod series_kinds;
 mod source;
 mod stream;
+mod tier_layout;
+mod tier_rows;
 mod write;
 
 #[cfg(test)]
@@ -35,8 +38,10 @@ pub use read::{SamplesRows, Selection, SeriesRows, read_samples, read_selected};
 pub(crate) use series::write_series_with;
 pub use series::{SeriesRow, read_series, write_series};
 pub(crate) use series::{decode as decode_series, series_batch};
+pub use series_kinds::{SeriesKind, read_series_kinds};
 pub use source::{FileSource, OpenFile};
 pub(crate) use stream::{SamplesCursor, SamplesWriter, SeriesKey};
+pub use tier_rows::{TierRows, read_tier_rows};
 pub use write::{SeriesSlice, write_batch, write_samples, write_samples_with};
 
 use crate::StorageError;

@@ -87,7 +87,7 @@ pub async fn read_selected(file: &OpenFile, selection: &Selection<'_>) -> Result
 }
 
 /// Rows of the file that the selection needs, ascending; rows that page statistics exclude are left out already.
-async fn wanted_rows(file: &OpenFile, selection: &Selection<'_>) -> Result<Vec<SeriesRows>, StorageError> {
+pub(super) async fn wanted_rows(file: &OpenFile, selection: &Selection<'_>) -> Result<Vec<SeriesRows>, StorageError> {
     let index = file.keys().await?;
     let pages = time_pages(file);
     let mut wanted = Vec::with_capacity(selection.keys.len());

@@ -75,7 +75,7 @@ pub(super) fn write_batch_with(
     if rows == 0 {
         return Err(StorageError::Unsorted { metric: String::new(), series_id: 0, why: "a file needs rows" });
     }
-    let properties = layout::table_properties(table, effort).map_err(parquet)?;
+    let properties = layout::table_properties(table, batches, effort).map_err(parquet)?;
     let mut writer = ArrowWriter::try_new(Vec::new(), table.file_schema(), Some(properties)).map_err(parquet)?;
     let mut keys = KeyRanges::default();
     for batch in batches.iter().filter(|b| b.num_rows() > 0) {

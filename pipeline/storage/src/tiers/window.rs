@@ -1,99 +1,68 @@
-//! Aggregates of raw samples over windows.
-//!
-//! Stale markers are no values: they count nowhere, and a window of nothing else has no row. Minimum and maximum ignore NaN while there is a
-//! number, as `min_over_time` and `max_over_time` do.
+//! Aggregates of raw samples over windows, from every raw file that can hold samples of them.
 
-use super::WINDOW_MS;
+use super::Tier;
+use super::row::{Row, aggregate};
 use super::touched::Windows;
 use crate::StorageError;
-use crate::delta::{DeltaTable, Snapshot};
-use crate::parquet_file::{FileSource, SamplesRows, read_samples};
-use fletch_schemas::{TenantId, is_stale};
+use crate::delta::{DeltaTable, FileEntry};
+use crate::parquet_file::{FileSource, SamplesRows, Selection, read_samples, read_selected};
+use fletch_schemas::is_stale;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// One row of the tier.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Row {
-    pub(super) metric: Arc<str>,
-    pub(super) series_id: i64,
-    /// End of the window, milliseconds.
-    pub(super) time_ms: i64,
-    pub(super) count: i64,
-    pub(super) sum: f64,
-    pub(super) min: f64,
-    pub(super) max: f64,
-    pub(super) first: f64,
-    pub(super) last: f64,
-    pub(super) first_time_ms: i64,
-    pub(super) last_time_ms: i64,
-    /// From first to last inside the window, resets counted.
-    pub(super) increase: f64,
-}
+/// Raw rows that are decoded at once; windows of more rows are computed series by series, some at a time.
+const RAW_ROWS_MAX: u64 = 32 << 20;
 
-/// Aggregates one window; `None` when it holds no value. `times` ascend; both have one length.
-pub(super) fn aggregate(metric: &Arc<str>, series_id: i64, end_ms: i64, times: &[i64], values: &[f64]) -> Option<Row> {
-    let mut samples = times.iter().copied().zip(values.iter().copied()).filter(|(_, v)| !is_stale(*v));
-    let (first_time_ms, first) = samples.next()?;
-    let mut row = Row {
-        metric: metric.clone(),
-        series_id,
-        time_ms: end_ms,
-        count: 1,
-        sum: first,
-        min: first,
-        max: first,
-        first,
-        last: first,
-        first_time_ms,
-        last_time_ms: first_time_ms,
-        increase: 0.0,
-    };
-    for (time, value) in samples {
-        row.count += 1;
-        row.sum += value;
-        // Comparisons with NaN are false, so a NaN so far is replaced and a new NaN is not taken.
-        row.min = if value < row.min || row.min.is_nan() { value } else { row.min };
-        row.max = if value > row.max || row.max.is_nan() { value } else { row.max };
-        row.increase += if value < row.last { value } else { value - row.last };
-        (row.last, row.last_time_ms) = (value, time);
-    }
-    Some(row)
-}
-
-/// Computes the windows of one partition from every raw file that can hold samples of them.
+/// Computes the windows of one partition from these raw files; files without samples of them are not read.
 ///
 /// # Errors
 /// A file cannot be read.
-pub(super) async fn compute(
-    table: &DeltaTable,
-    samples: &Snapshot,
-    tenant: &TenantId,
-    date: i32,
-    windows: &Windows,
-) -> Result<Vec<Row>, StorageError> {
+pub(super) async fn compute(tier: Tier, table: &DeltaTable, raw: &[Arc<FileEntry>], windows: &Windows) -> Result<Vec<Row>, StorageError> {
     let earliest = windows.values().filter_map(|ends| ends.first()).min().copied().unwrap_or(i64::MAX);
     let latest = windows.values().filter_map(|ends| ends.last()).max().copied().unwrap_or(i64::MIN);
-    let mut raw = Vec::new();
-    // The window that ends at midnight holds samples of the day before.
-    for file in
-        samples.tenant_files(tenant, date - 1..=date).filter(|f| f.keys.may_hold_times(earliest.saturating_sub(WINDOW_MS) + 1, latest))
-    {
-        let path = table.object_path(&file.path)?;
-        raw.push(read_samples(&FileSource::object(table.store().clone(), path, file)).await?);
+    let from = earliest.saturating_sub(tier.width_ms).saturating_add(1);
+    let files: Vec<&Arc<FileEntry>> = raw.iter().filter(|f| f.keys.may_hold_times(from, latest)).collect();
+    let rows: u64 = files.iter().map(|f| f.rows).sum();
+    if rows <= RAW_ROWS_MAX {
+        let mut raw = Vec::with_capacity(files.len());
+        for file in files {
+            raw.push(read_samples(&source(table, file)?).await?);
+        }
+        return Ok(aggregates(tier, &raw, windows));
     }
-    let slices = slices_by_series(&raw, windows);
+    let pieces = usize::try_from(rows.div_ceil(RAW_ROWS_MAX)).unwrap_or(usize::MAX);
+    let mut out = Vec::new();
+    let all: Vec<_> = windows.iter().collect();
+    for some in all.chunks(all.len().div_ceil(pieces).max(1)) {
+        let keys: Vec<(&str, i64)> = some.iter().map(|((metric, id), _)| (metric.as_ref(), *id)).collect();
+        let mut raw = Vec::with_capacity(files.len());
+        for file in &files {
+            let open = source(table, file)?.open().await?;
+            raw.push(read_selected(&open, &Selection { keys: &keys, from_ms: from, to_ms: latest }).await?);
+        }
+        let some: Windows = some.iter().map(|(key, ends)| ((*key).clone(), (*ends).clone())).collect();
+        out.extend(aggregates(tier, &raw, &some));
+    }
+    Ok(out)
+}
+
+fn source(table: &DeltaTable, file: &FileEntry) -> Result<FileSource, StorageError> {
+    Ok(FileSource::object(table.store().clone(), table.object_path(&file.path)?, file))
+}
+
+fn aggregates(tier: Tier, raw: &[SamplesRows], windows: &Windows) -> Vec<Row> {
+    let slices = slices_by_series(raw, windows);
     let mut rows = Vec::new();
     for ((metric, series_id), ends) in windows {
         let Some(parts) = slices.get(&(metric.as_ref(), *series_id)) else { continue };
         let (times, values) = merged(parts);
         rows.extend(ends.iter().filter_map(|&end| {
-            let from = times.partition_point(|t| *t <= end - WINDOW_MS);
+            let from = times.partition_point(|t| *t <= end - tier.width_ms);
             let to = times.partition_point(|t| *t <= end);
             aggregate(metric, *series_id, end, &times[from..to], &values[from..to])
         }));
     }
-    Ok(rows)
+    rows
 }
 
 type Part<'a> = (&'a [i64], &'a [f64]);

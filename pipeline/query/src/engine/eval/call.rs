@@ -1,18 +1,22 @@
 //! Function calls: which arguments a function has, and which kernel answers it.
 
+use super::super::control::Control;
 use super::super::error::QueryError;
 use super::super::functions::{clamp, date, go_max, go_min, map, math, round, to_scalar};
 use super::super::histogram;
 use super::super::info::enrich;
+use super::super::kernels::over_time::OverTime;
 use super::super::matrix::{Grid, Mask, Matrix, RowMask};
-use super::super::plan::{Call, Node};
-use super::super::range::{Kernel, apply, check_edges};
+use super::super::plan::{Call, Node, RangeSource};
+use super::super::range::{Kernel, RangeInput, apply, check_edges};
 use super::super::relabel::{by_labels, by_value, join, replace};
 use super::super::scalar::Column;
 use super::super::series::Pick;
+use super::super::source::Windows;
 use super::{Evaluator, unexpected};
 use fletch_promql::functions::FunctionId as F;
-use fletch_schemas::{Labels, pattern};
+use fletch_schemas::{Labels, SeriesSet, pattern};
+use std::borrow::Cow;
 
 impl Evaluator<'_> {
     /// A call that returns an instant vector.
@@ -103,7 +107,17 @@ impl Evaluator<'_> {
         let control = self.control;
         let input = self.range(range, grid)?;
         check_edges(input.edges, id, call.func.name)?;
-        let out = apply(&kernel, &input, grid, control)?;
+        let rows = match range.source {
+            RangeSource::Selector(selector) => self.loaded.windows.get(&selector),
+            RangeSource::Subquery(..) => None,
+        };
+        let out = match rows {
+            None => apply(&kernel, &input, grid, control)?,
+            Some(Windows::Average { counts, .. }) => average(&input, counts, grid, control)?,
+            // A row that stands for many samples says how many.
+            Some(Windows::Values(_)) if id == F::CountOverTime => apply(&Kernel::Over(OverTime::Sum), &input, grid, control)?,
+            Some(Windows::Values(_)) => apply(&kernel, &input, grid, control)?,
+        };
         match id {
             F::AbsentOverTime => return self.absent(call, &out),
             F::Rate | F::Increase => self.check_counters(call, &out),
@@ -263,4 +277,17 @@ fn one_row(labels: Labels, column: &Column, grid: Grid) -> Matrix {
     let mut out = Matrix::empty(grid);
     out.push(labels, false, &values, RowMask::Full);
     out
+}
+
+/// Averages from sums (`input`) and counts of the same series.
+fn average(input: &RangeInput<'_>, counts: &SeriesSet, grid: Grid, control: &Control) -> Result<Matrix, QueryError> {
+    let sum = Kernel::Over(OverTime::Sum);
+    let mut sums = apply(&sum, input, grid, control)?;
+    let counts = RangeInput { set: Cow::Borrowed(counts), dropped: Vec::new(), ..*input };
+    let counts = apply(&sum, &counts, grid, control)?;
+    if sums.all_labels() != counts.all_labels() {
+        return Err(QueryError::Internal("sums and counts of a tier are of other series".to_owned()));
+    }
+    sums.all_values_mut().iter_mut().zip(counts.all_values()).for_each(|(sum, count)| *sum /= count);
+    Ok(sums)
 }

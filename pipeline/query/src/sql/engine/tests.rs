@@ -7,7 +7,9 @@ use arrow::datatypes::{Float64Type, Int64Type};
 use arrow::util::pretty::pretty_format_batches;
 use fletch_common::ManualClock;
 use fletch_ingest::{Append, BatchSink, Bus, BusError, Delivery, SampleBatch, SeriesRegistry, SourceOffset};
+use fletch_schemas::tables::Table;
 use fletch_schemas::{Labels, TenantId, stale_marker};
+use fletch_storage::delta::DeltaTable;
 use fletch_storage::delta::store::table_root;
 use fletch_storage::tiers::TierJob;
 use fletch_storage::{Settings, Storage};
@@ -307,8 +309,10 @@ async fn the_tier_is_a_table_once_it_has_rows() {
     let open = async |table| {
         Arc::new(DeltaTable::open_or_create(p.store.clone(), table_root(table), table, p.clock.clone()).await.expect("memory"))
     };
-    let (samples, tier) = (open(Table::Samples).await, open(Table::Samples1m).await);
-    p.sql.set_tier(open(Table::Samples1m).await);
+    let (samples, series) = (open(Table::Samples).await, open(Table::Series).await);
+    let minute = Tier::ALL[0];
+    let tier = open(minute.table).await;
+    p.sql.set_tiers(Arc::new(Tiers::new(vec![(minute, open(minute.table).await)])));
     p.insert(
         "default",
         0,
@@ -316,7 +320,7 @@ async fn the_tier_is_a_table_once_it_has_rows() {
     );
     p.insert("other", 0, &[("cpu/a", NOON, 100.0)]);
     p.flush().await;
-    TierJob::new(samples, tier, p.clock.clone()).run().await.expect("memory");
+    TierJob::new(minute, samples, series, tier, p.clock.clone()).run().await.expect("memory");
     let tier = p.table("SELECT time, count, sum FROM samples_1m WHERE count > 0 AND metric = 'cpu' ORDER BY time").await;
     assert_eq!(tier, ["2026-01-01T12:00:00Z 1 1.0", "2026-01-01T12:01:00Z 2 5.0"]);
     let raw = "SELECT tumble(time, INTERVAL '1m') AS time, count(value) AS count, sum(value) FROM samples WHERE value IS NOT NULL GROUP BY 1 ORDER BY 1";
