@@ -100,7 +100,8 @@ pub(super) async fn start(
     let retention = Retention::new(settings.tiers.policy.clone(), clock.clone());
     let (storage, clock, one_process) = (storage.clone(), clock.clone(), settings.kafka.is_none());
     let compacting = tokio::sync::Mutex::default();
-    let role = Arc::new(Role { jobs, samples, series, retention, storage, compactor, compacting, one_process, leases, holder, clock, metrics });
+    let role =
+        Arc::new(Role { jobs, samples, series, retention, storage, compactor, compacting, one_process, leases, holder, clock, metrics });
     tasks.spawn(role.clone().run(stop.clone()));
     tasks.spawn(role.clone().run_compaction(stop.clone()));
     Ok(Started { tiers: Arc::new(tiers), role })

@@ -5,7 +5,7 @@ use crate::delta::DeltaTable;
 use crate::delta::store::table_root;
 use crate::delta::testing::{FaultStore, JumpClock};
 use crate::engine::tests::{DAY, NOON, Row, World, settings};
-use crate::tiers::TierJob;
+use crate::tiers::{Tier, TierJob};
 use fletch_schemas::tables::Table;
 use futures::TryStreamExt;
 use object_store::ObjectStoreExt;
@@ -45,9 +45,13 @@ pub(crate) async fn world() -> Arc<World> {
 }
 
 pub(crate) async fn run_tier(world: &Arc<World>) {
-    let samples = table(&world.store, &world.clock, Table::Samples).await;
-    let tier = table(&world.store, &world.clock, Table::Samples1m).await;
-    TierJob::new(samples, tier, world.clock.clone()).run().await.expect("runs");
+    tier_job(&world.store, &world.clock).await.run().await.expect("runs");
+}
+
+/// The job of the one-minute tier on a store.
+pub(crate) async fn tier_job(store: &Arc<FaultStore>, clock: &Arc<JumpClock>) -> TierJob {
+    let (samples, series) = (table(store, clock, Table::Samples).await, table(store, clock, Table::Series).await);
+    TierJob::new(Tier::ALL[0], samples, series, table(store, clock, Table::Samples1m).await, clock.clone())
 }
 
 /// Everything on a store: path and bytes.

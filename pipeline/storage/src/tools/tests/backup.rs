@@ -85,8 +85,7 @@ async fn a_restored_store_answers_and_reads_as_before_and_goes_on_under_a_new_bu
     let samples = snapshot(&to, "samples").await;
     assert_eq!((samples.version(), samples.txn("bus:new:0"), samples.txn("bus:log:0")), (3, Some(1), Some(2)));
     // The tier goes on from the version that it had.
-    let tier = table(&to, &world.clock, Table::Samples1m).await;
-    let job = TierJob::new(table(&to, &world.clock, Table::Samples).await, tier, world.clock.clone());
+    let job = tier_job(&to, &world.clock).await;
     assert_eq!(job.run().await.expect("runs").consumed, 3);
     assert_eq!(verify(&plain(&to), VerifyOptions::default(), &Silent).await.expect("reads").problems, []);
 }
@@ -243,8 +242,7 @@ async fn what_a_tier_has_not_consumed_goes_along_though_samples_has_replaced_it(
     let (target, to) = (memory(), FaultStore::new());
     back_up(&world, &target).await.expect("backs up");
     bring_back(&target, &to, false).await.expect("restores");
-    let tier = table(&to, &world.clock, Table::Samples1m).await;
-    let job = TierJob::new(table(&to, &world.clock, Table::Samples).await, tier, world.clock.clone());
+    let job = tier_job(&to, &world.clock).await;
     assert_eq!(job.run().await.expect("finds the file of version 3").consumed, 4);
     let (storage, _) = serve(&to, &world.clock, "new").await;
     let all: Vec<Row> = ROWS.iter().copied().chain([("a", "x", NOON + 180_000, 4.0)]).collect();
