@@ -4,7 +4,7 @@
 
 With `--store s3` the tables lie in a small S3 server that fails for a share of its requests (errors, throttling, delays, connections that end after
 the effect) and is out altogether twice. Every second life of the server has a failpoint armed, at which it ends itself when it gets there before the
-kill: in the middle of a group commit, of an upload, between the commits of two tables.
+kill: in the middle of a group commit, of an upload, between the commits of two tables, around the commit of a compaction.
 
 Senders behave as Prometheus does: in order per series, a request is sent again until it is answered with 2xx. Judged three times: by PromQL, by
 SQL, and (server stopped) by the `deltalake` package on the table files. Every sample is known by (series, time) and carries its own number as value.
@@ -25,7 +25,7 @@ import fletchtest as ft
 SENDERS, SERIES, SAMPLES = 3, 20, 3
 # Failpoints, and up to which pass of them a life may last.
 FAILPOINTS = {"log-before-fsync": 200, "log-after-fsync": 200, "flush-before-put": 2, "flush-after-put": 2, "commit-before-put": 4, "commit-after-put": 4,
-              "series-after-commit": 2, "tier-before-commit": 1}
+              "series-after-commit": 2, "tier-before-commit": 1, "compact-before-commit": 2, "compact-after-commit": 2}
 
 
 class Sender(threading.Thread):
@@ -57,12 +57,27 @@ class Sender(threading.Thread):
                 time.sleep(0.05)
 
 
+class Compactor(threading.Thread):
+    """Asks for a compaction again and again, so that kills meet merges, their commits and (embedded) the deletion of what they replaced."""
+
+    def __init__(self, server, query):
+        super().__init__(daemon=True)
+        self.server, self.query, self.merges, self.stop = server, query, 0, threading.Event()
+
+    def run(self):
+        while not self.stop.wait(0.3):
+            ft.request("POST", self.server.url + "/api/v1/admin/flush", timeout=60)
+            code, body = ft.request("POST", self.server.url + "/api/v1/admin/compact" + self.query, timeout=60)
+            if code == 200:
+                self.merges += json.loads(body)["data"]["merges"]
+
+
 def judge(how, rows, sent, acknowledged):
     seen = collections.Counter(key for key, _ in rows)
     twice = [key for key, n in seen.items() if n > 1]
     lost = acknowledged.keys() - seen.keys()
     invented = [key for key, value in rows if sent.get(key) != value]
-    print(f"  {how:10} {len(rows)} rows; acknowledged {len(acknowledged)}, sent {len(sent)}; lost {len(lost)}, twice {len(twice)}, invented {len(invented)}")
+    print(f"  {how:13} {len(rows)} rows; acknowledged {len(acknowledged)}, sent {len(sent)}; lost {len(lost)}, twice {len(twice)}, invented {len(invented)}")
     assert not lost and not twice and not invented, (sorted(lost)[:3], twice[:3], invented[:3])
 
 
@@ -143,14 +158,16 @@ def main():
         server = ft.Fletch(folder / "data", *flags, env=env)
     server.start()
     senders = [Sender(n, server) for n in range(SENDERS)]
-    for sender in senders:
-        sender.start()
+    compactor = Compactor(server, "?vacuum=true" if chosen.bus == "embedded" else "")
+    for thread in [*senders, compactor]:
+        thread.start()
     by_itself = collections.Counter()
     for n in range(chosen.kills):
         if s3 and n % (chosen.kills // 2 + 1) == chosen.kills // 4:
             s3.store.out_until = time.monotonic() + 8
         try:
-            server.process.wait(random.uniform(0.05, 3.0))
+            # A merge needs files first: with a failpoint there a life is given the time to reach it.
+            server.process.wait(random.uniform(0.05, 3.0) + (5.0 if "compact" in server.env.get("FLETCH_FAILPOINTS", "") else 0.0))
             by_itself[server.env.get("FLETCH_FAILPOINTS", "nothing").split("=")[0]] += 1
         except subprocess.TimeoutExpired:
             server.kill()
@@ -169,18 +186,21 @@ def main():
         s3.store.share = 0.0
     time.sleep(1.0)
     assert not by_itself["nothing"], f"the server ended without a reason:\n{server.tail()}"
-    for sender in senders:
-        sender.stop.set()
-    for sender in senders:
-        sender.join(60)
+    for thread in [*senders, compactor]:
+        thread.stop.set()
+    for thread in [*senders, compactor]:
+        thread.join(60)
     sent = {k: v for s in senders for k, v in s.sent.items()}
     acknowledged = {k: v for s in senders for k, v in s.acknowledged.items()}
-    print(f"{chosen.bus}: {chosen.kills} crashes, seed {chosen.seed}; of them at failpoints: {dict(by_itself) or 'none'}")
+    print(f"{chosen.bus}: {chosen.kills} crashes, seed {chosen.seed}; of them at failpoints: {dict(by_itself) or 'none'}; {compactor.merges} merges answered")
     ft.eventually("everything acknowledged is visible", lambda: acknowledged.keys() <= {k for k, _ in by_promql(server, 0)}, 60)
     judge("PromQL", by_promql(server, 0), sent, acknowledged)
     judge("SQL", by_sql(server), sent, acknowledged)
     server.flush()
     judge("SQL stored", by_sql(server), sent, acknowledged)
+    code, body = ft.request("POST", server.url + "/api/v1/admin/compact" + compactor.query, timeout=120)
+    assert code == 200 and json.loads(body)["data"]["merges"], (code, body)
+    judge("SQL compacted", by_sql(server), sent, acknowledged)
     assert server.stop() == 0, server.tail()
     judge("deltalake", by_deltalake("s3://fletch/kill" if s3 else server.data / "store", {**os.environ, **env}), sent, acknowledged)
 

@@ -95,10 +95,14 @@ pub(super) async fn start(
     let tiers = Tiers::new(jobs.iter().map(|job| (job.tier(), job.table().clone())).collect());
     let leases = Leases::new(store.clone(), clock.clone());
     let holder = format!("{}:{}", std::process::id(), uuid::Uuid::new_v4());
-    let compactor = Compactor::new(compact::Settings::default(), clock.clone()).with_leases(leases.clone(), holder.clone());
-    compactor.metrics().register(registry);
     let retention = Retention::new(settings.tiers.policy.clone(), clock.clone());
     let (storage, clock, one_process) = (storage.clone(), clock.clone(), settings.kafka.is_none());
+    let mut compactor = Compactor::new(compact::Settings::default(), clock.clone());
+    if !one_process {
+        // A process on its own would only wait for the leases of its earlier lives.
+        compactor = compactor.with_leases(leases.clone(), holder.clone());
+    }
+    compactor.metrics().register(registry);
     let compacting = tokio::sync::Mutex::default();
     let role =
         Arc::new(Role { jobs, samples, series, retention, storage, compactor, compacting, one_process, leases, holder, clock, metrics });

@@ -39,6 +39,9 @@ async fn compact(app: Shared, RawQuery(query): RawQuery) -> Result<Response, Api
             done.jobs + done.failed
         )));
     }
+    if done.busy > 0 {
+        return Err(ApiError::unavailable(format!("another process is compacting {} of the days; ask again in a few minutes", done.busy)));
+    }
     let mut answer = json!({
         "merges": done.jobs, "conflicts": done.conflicts, "files_removed": done.removed, "files_added": done.added,
         "rows": done.rows_out, "copies_dropped": done.rows_in.saturating_sub(done.rows_out),

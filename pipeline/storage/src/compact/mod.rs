@@ -53,8 +53,8 @@ const ROUNDS_MAX: u32 = 5;
 const COMMIT_ATTEMPTS_MAX: u32 = 4;
 /// Pause between two of these.
 const COMMIT_PAUSE: Duration = Duration::from_secs(1);
-/// How long the lease of a (tenant, date) holds.
-const LEASE: Duration = Duration::from_secs(600);
+/// How long the lease of a (tenant, date) holds: a merge that takes longer may be made twice, one that died is begun again after this.
+const LEASE: Duration = Duration::from_secs(120);
 
 /// The numbers that one tunes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,8 +112,10 @@ pub struct Report {
     pub bytes_in: u64,
     /// Bytes of the outputs.
     pub bytes_out: u64,
-    /// Merges that another process was faster with, or that it was busy with.
+    /// Merges that another process was faster with; they were planned again.
     pub conflicts: u64,
+    /// Merges that another process has the lease of.
+    pub busy: u64,
     /// Merges that failed; their inputs stay as they are.
     pub failed: u64,
 }
@@ -129,6 +131,7 @@ impl Report {
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.conflicts += other.conflicts;
+        self.busy += other.busy;
         self.failed += other.failed;
     }
 }
@@ -219,7 +222,7 @@ impl Compactor {
             for job in &jobs {
                 match self.guarded(table, job).await {
                     Ok(Some(done)) => report.add(&done),
-                    Ok(None) => report.conflicts += 1,
+                    Ok(None) => report.busy += 1,
                     Err(StorageError::Superseded { path, .. }) => {
                         tracing::info!(table = table.name(), path, "another compaction was faster; planning again");
                         self.metrics.conflicts.inc();

@@ -101,7 +101,7 @@ async fn a_lease_keeps_a_second_process_from_the_same_work() {
     let lease = leases.acquire("compact-samples-a-1000", "other", Duration::from_secs(60)).await.expect("asks").expect("free");
     let ours = compactor(&world, Settings::default()).with_leases(leases.clone(), "me".into());
     let report = process.storage.compact(&ours, When::Now).await.expect("runs");
-    assert_eq!((report.jobs, report.conflicts, active(&process, Table::Samples)), (1, 1, 3), "only `series`");
+    assert_eq!((report.jobs, report.busy, active(&process, Table::Samples)), (1, 1, 3), "only `series`");
     leases.retire(&lease).await.expect("gives it back");
     assert_eq!(process.storage.compact(&ours, When::Now).await.expect("runs").jobs, 1);
     let left: Vec<_> = world.store.list(Some(&"lease".into())).try_collect().await.expect("lists");

@@ -448,11 +448,14 @@ proptest! {
     }
 }
 
+/// The value of a row, from its number and some noise.
+type Kind = fn(usize, u64) -> f64;
+
 /// Series of every kind, some longer than a page: constants, counters, measurements, few values, NaNs and stale markers, wild times.
 fn of_every_kind(date: i32) -> Data {
     let start = day_start_ms(date);
     let noise = |i: usize| (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17) ^ (i as u64) << 40;
-    let kinds: [(&str, fn(usize, u64) -> f64); 5] = [
+    let kinds: [(&str, Kind); 5] = [
         ("constant", |_, _| 3.5),
         ("counter", |i, noise| (i * 100) as f64 + (noise % 7) as f64),
         ("few", |_, noise| (noise % 90) as f64),
