@@ -178,13 +178,31 @@ async fn windows_of_a_tier_give_the_answers_of_samples() {
 }
 
 #[tokio::test]
+async fn rates_of_rows_are_rates_of_samples() {
+    let world = World::filled().await;
+    for (text, step) in [("rate(c_total[1h])", HOUR), ("increase(c_total[6h])", 2 * HOUR), ("sum(rate(g[3h]))", HOUR)] {
+        // From before the first sample: windows with few samples, and with extrapolation to zero.
+        let (answer, tiers, raw) = world.both(text, START - 2 * HOUR, NOON + 3 * HOUR, step).await;
+        assert_eq!(answer.tiers, ["1h"], "{text}");
+        let numbers = |text: &str| text.split_whitespace().map(|n| n.parse::<f64>().ok()).collect::<Vec<_>>();
+        let (tiers, raw) = (numbers(&tiers), numbers(&raw));
+        assert!(raw.len() > 20 && raw.len() == tiers.len());
+        for (a, b) in tiers.into_iter().zip(raw) {
+            let same = a.zip(b).map_or(a == b, |(a, b)| (a - b).abs() <= 1e-12 * b.abs());
+            assert!(same, "{text}: {a:?} for {b:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn whatever_does_not_fit_is_read_from_samples() {
     let world = World::filled().await;
     for (text, start, step) in [
         ("sum_over_time(g[1h])", START + 1, HOUR),
         ("sum_over_time(g[90s])", START, HOUR),
         ("sum_over_time(g[1h])", START, 90_000),
-        ("rate(c_total[1h])", START, HOUR),
+        ("rate(c_total[1h])", START + 1, HOUR),
+        ("delta(g[1h])", START, HOUR),
         ("stddev_over_time(g[1h])", START, HOUR),
         ("max_over_time(g[1h:1m])", START, HOUR),
         ("g", START, HOUR),
@@ -222,8 +240,8 @@ async fn what_has_expired_is_read_from_tiers_and_said() {
         ("avg_over_time(g[2h])", HOUR, "1h", false),
         ("max_over_time(g[10m])", 5 * MINUTE, "5m", false),
         // A tier row of a minute holds one sample here, so these are exact, too.
-        ("increase(c_total[2h])", HOUR, "1m", true),
-        ("rate(c_total[50m])", 7 * MINUTE, "1m", true),
+        ("increase(c_total[2h])", 61 * MINUTE + 1, "1m", true),
+        ("rate(c_total[50m])", 7 * MINUTE, "1m", false),
         ("c_total", 13 * MINUTE, "1m", true),
     ];
     let mut before = Vec::new();
