@@ -66,11 +66,13 @@ pub(crate) fn may_fit(ask: &WindowsOf, raw_gone_until_ms: Option<i64>) -> bool {
 pub(crate) fn choose(ask: &WindowsOf, raw_gone_until_ms: Option<i64>, tiers: &[TierState]) -> Choice {
     let (after_ms, last_ms) = (ask.after_ms(), ask.last_end_ms());
     let raw_gone = raw_gone_until_ms.is_some_and(|gone| gone > after_ms);
+    // What a tier is not sure of is read from raw: without half of the range it saves nothing.
+    let enough_ms = if raw_gone { after_ms } else { after_ms.midpoint(last_ms) };
     let equal = |tier: &TierState| {
         let whole = |ms: i64| ms.rem_euclid(tier.width_ms) == 0;
         let aligned = ask.width_ms > 0 && whole(ask.width_ms) && whole(ask.first_end_ms) && (ask.steps <= 1 || whole(ask.step_ms));
         let complete = tier.gone_until_ms.is_none_or(|gone| gone <= after_ms);
-        aligned && complete && tier.settled_until_ms > after_ms
+        aligned && complete && tier.settled_until_ms > enough_ms
     };
     let long = last_ms.saturating_sub(after_ms) >= SPAN_MIN_MS;
     match tiers.iter().rposition(equal) {
@@ -155,6 +157,8 @@ mod tests {
         assert_eq!(choose(&day, Some(NOW - 39 * DAY), &tiers([Some(39), Some(39), None])), Choice::Expired);
         assert_eq!(choose(&day, Some(NOW - 41 * DAY), &tiers([Some(39), Some(39), None])), Choice::Raw);
         assert_eq!(choose(&ask(NOW - HOUR, 4 * HOUR, 0, 1), None, &tiers([None; 3])), Choice::Raw);
+        assert_eq!(choose(&ask(NOW - 2 * HOUR, 4 * HOUR, 0, 1), None, &tiers([None; 3])), Choice::Raw, "a quarter of it");
+        assert_eq!(choose(&ask(NOW - 4 * HOUR, 4 * HOUR, 0, 1), None, &tiers([None; 3])), Choice::Equal(2), "three quarters");
         assert_eq!(choose(&ask(NOW - 40 * DAY, HOUR, 0, 1), Some(NOW - 7 * DAY), &tiers([None; 3])), Choice::Equal(2), "short, but gone");
     }
 

@@ -234,7 +234,7 @@ async fn late_samples_count_before_a_tier_has_them() {
 
 #[tokio::test]
 async fn what_has_expired_is_read_from_tiers_and_said() {
-    let world = World::filled().await;
+    let mut world = World::filled().await;
     let queries = [
         ("sum_over_time(g[1h])", HOUR, "1h", false),
         ("avg_over_time(g[2h])", HOUR, "1h", false),
@@ -268,7 +268,19 @@ async fn what_has_expired_is_read_from_tiers_and_said() {
         let info = answer.infos.iter().any(|info| info.ends_with(&format!("have expired; read from tier {tier}")));
         assert_eq!(info, said, "{text}: {:?}", answer.infos);
     }
+    // The next wider tier follows when rows of the narrowest have expired, too.
+    let days = [(Table::Samples1m, 5 * DAY)].into_iter().collect();
+    let minutes = Retention::new(Policy { defaults: days, overrides: Vec::new() }, world.clock.clone());
+    assert!(minutes.tier(world.jobs[0].table()).await.expect("memory").removed > 0);
+    let answer = world.ask(&world.source(), "c_total", START, NOON - HOUR, 15 * MINUTE).await;
+    assert_eq!((shown(&answer).lines().count(), answer.infos.len(), answer.tiers), (2, 1, vec!["5m"]));
+    // What is written today for back then is there at once.
+    world.insert(&[("g", "old", START + 2 * HOUR - 1, 9.0)]);
+    for text in ["last_over_time(g[1h])", "g", "max_over_time(g[90s])"] {
+        let answer = world.ask(&world.source(), text, START, NOON - HOUR, HOUR).await;
+        assert!(shown(&answer).contains(r#"host="old""#), "{text}");
+    }
     // Windows that do not fit: each row counts in the window that its end lies in.
     let answer = world.ask(&world.source(), "count_over_time(g[30h1m30s])", NOON - HOUR, NOON - HOUR, HOUR).await;
-    assert_eq!((answer.infos.len(), answer.tiers), (1, vec!["1m"]));
+    assert_eq!((answer.infos.len(), answer.tiers), (1, vec!["5m"]));
 }
