@@ -1,16 +1,17 @@
 //! Which tier answers a range function: a decision on times alone.
 //!
 //! ```text
-//!  equal      every window of the query is whole windows of the tier     count, sum, avg, min, max, first, last, present _over_time
+//!  equal      every window of the query is whole windows of the tier     count, sum, avg, min, max, first, last, present _over_time, rate, increase
 //!  expired    raw samples are gone: the narrowest tier that is still there, stretch by stretch
 //!  raw        everything else
 //! ```
 //!
-//! Where a tier is equal, so are the answers: counts, extremes, first and last to the bit; sums and averages up to the rounding of one
-//! addition per window (both are compensated).
+//! Where a tier is equal, so are the answers: counts, extremes, first and last to the bit; sums, averages and rates up to the
+//! rounding of one addition per window.
 
 use crate::engine::WindowsOf;
 use fletch_promql::functions::FunctionId as F;
+use fletch_storage::tiers::Tier;
 use fletch_storage::view::TierValue;
 
 /// Shortest range for which a tier is read although raw samples are there: the last hour or so is raw anyway, and mostly in memory.
@@ -38,7 +39,7 @@ pub(crate) enum Choice {
     Expired,
 }
 
-/// What a function needs of rows; two values for an average.
+/// What a function needs of rows; two values for averages and rates.
 pub(crate) fn values_of(function: F) -> Option<&'static [TierValue]> {
     Some(match function {
         F::CountOverTime | F::PresentOverTime | F::AbsentOverTime => &[TierValue::Count],
@@ -48,19 +49,30 @@ pub(crate) fn values_of(function: F) -> Option<&'static [TierValue]> {
         F::MaxOverTime => &[TierValue::Max],
         F::FirstOverTime => &[TierValue::First],
         F::LastOverTime => &[TierValue::Last],
+        F::Rate | F::Increase => &[TierValue::Counter, TierValue::Count],
         _ => return None,
     })
+}
+
+/// Whether it is worth a look at the tiers at all; cheap, and never wrong with no.
+pub(crate) fn may_fit(ask: &WindowsOf, raw_gone_until_ms: Option<i64>) -> bool {
+    let after_ms = ask.after_ms();
+    let narrowest = Tier::ALL[0].width_ms;
+    let aligned = [ask.width_ms, ask.first_end_ms].iter().all(|ms| ms.rem_euclid(narrowest) == 0);
+    raw_gone_until_ms.is_some_and(|gone| gone > after_ms) || (aligned && ask.last_end_ms().saturating_sub(after_ms) >= SPAN_MIN_MS)
 }
 
 /// Chooses for a function that [`values_of`] knows. `tiers`: narrow windows first. `raw_gone_until_ms`: raw samples up to here may be gone.
 pub(crate) fn choose(ask: &WindowsOf, raw_gone_until_ms: Option<i64>, tiers: &[TierState]) -> Choice {
     let (after_ms, last_ms) = (ask.after_ms(), ask.last_end_ms());
     let raw_gone = raw_gone_until_ms.is_some_and(|gone| gone > after_ms);
+    // What a tier is not sure of is read from raw: without half of the range it saves nothing.
+    let enough_ms = if raw_gone { after_ms } else { after_ms.midpoint(last_ms) };
     let equal = |tier: &TierState| {
         let whole = |ms: i64| ms.rem_euclid(tier.width_ms) == 0;
         let aligned = ask.width_ms > 0 && whole(ask.width_ms) && whole(ask.first_end_ms) && (ask.steps <= 1 || whole(ask.step_ms));
         let complete = tier.gone_until_ms.is_none_or(|gone| gone <= after_ms);
-        aligned && complete && tier.settled_until_ms > after_ms
+        aligned && complete && tier.settled_until_ms > enough_ms
     };
     let long = last_ms.saturating_sub(after_ms) >= SPAN_MIN_MS;
     match tiers.iter().rposition(equal) {
@@ -132,6 +144,7 @@ mod tests {
         ];
         for (name, ask, want) in cases {
             assert_eq!(choose(&ask, None, &all), want, "{name}");
+            assert!(want == Choice::Raw || may_fit(&ask, None), "{name}");
         }
         assert_eq!(choose(&ask(NOW - DAY, HOUR, HOUR, 24), None, &[]), Choice::Raw);
     }
@@ -144,6 +157,8 @@ mod tests {
         assert_eq!(choose(&day, Some(NOW - 39 * DAY), &tiers([Some(39), Some(39), None])), Choice::Expired);
         assert_eq!(choose(&day, Some(NOW - 41 * DAY), &tiers([Some(39), Some(39), None])), Choice::Raw);
         assert_eq!(choose(&ask(NOW - HOUR, 4 * HOUR, 0, 1), None, &tiers([None; 3])), Choice::Raw);
+        assert_eq!(choose(&ask(NOW - 2 * HOUR, 4 * HOUR, 0, 1), None, &tiers([None; 3])), Choice::Raw, "a quarter of it");
+        assert_eq!(choose(&ask(NOW - 4 * HOUR, 4 * HOUR, 0, 1), None, &tiers([None; 3])), Choice::Equal(2), "three quarters");
         assert_eq!(choose(&ask(NOW - 40 * DAY, HOUR, 0, 1), Some(NOW - 7 * DAY), &tiers([None; 3])), Choice::Equal(2), "short, but gone");
     }
 

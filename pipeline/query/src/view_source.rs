@@ -1,7 +1,7 @@
 //! PromQL over a [`ReadView`]: the seam between the evaluator and storage, and where a query learns which tier it reads.
 
 use crate::engine::{Origin, QueryError, SeriesSource, Windows, WindowsOf};
-use crate::tier_choice::{Choice, TierState, choose, stretches, values_of, window_end};
+use crate::tier_choice::{Choice, TierState, choose, may_fit, stretches, values_of, window_end};
 use async_trait::async_trait;
 use chrono::{DateTime, SecondsFormat};
 use fletch_schemas::{METRIC_NAME, MatchOp, Matcher, SeriesSet};
@@ -75,17 +75,22 @@ impl ViewSource {
 
     async fn windows_of(&self, matchers: &[Matcher], ask: &WindowsOf) -> Result<Option<Windows>, StorageError> {
         let Some(values) = values_of(ask.function) else { return Ok(None) };
-        let tiers = self.tiers().await?;
         let metric = metric_of(matchers);
-        let (gone, states) = (self.view.raw_gone_until(metric), self.states(tiers, metric));
+        let gone = self.view.raw_gone_until(metric);
+        if !may_fit(ask, gone) {
+            return Ok(None);
+        }
+        let tiers = self.tiers().await?;
+        let states = self.states(tiers, metric);
         let (after_ms, max_ms) = (ask.after_ms(), ask.last_end_ms());
         let (stretches, raw_from_ms) = match (choose(ask, gone, &states), gone) {
             (Choice::Raw, _) | (Choice::Expired, None) => return Ok(None),
+            // Windows that cut rows in two would count what the curve does not have.
+            (Choice::Expired, _) if values.contains(&TierValue::Counter) => return Ok(None),
             (Choice::Equal(at), gone) => {
                 let (tier, settled_ms) = (&tiers[at], states[at].settled_until_ms);
                 let gone_ms = gone.map_or(i64::MIN, |gone| window_end(states[at].width_ms, gone));
                 let until_ms = settled_ms.max(gone_ms).min(max_ms);
-                self.say(&[tier.tier.name], None);
                 (vec![Stretch { tier: tier.clone(), after_ms, until_ms }], settled_ms.saturating_add(1))
             }
             (Choice::Expired, Some(gone_ms)) => self.expired(tiers, &states, gone_ms, after_ms, max_ms),
@@ -98,7 +103,9 @@ impl ViewSource {
                 None => return Ok(None),
             }
         }
+        self.say(&stretches.iter().map(|s| s.tier.tier.name).collect::<Vec<_>>(), None);
         Ok(match (sets.pop(), sets.pop()) {
+            (Some(counts), Some(curves)) if values.contains(&TierValue::Counter) => Some(Windows::Counters { curves, counts }),
             (Some(counts), Some(sums)) => Some(Windows::Average { sums, counts }),
             (only, _) => only.map(Windows::Values),
         })

@@ -216,7 +216,7 @@ impl Loaded {
     /// Everything that was selected.
     pub(crate) fn all(&self) -> impl Iterator<Item = &SeriesSet> {
         let rows = self.windows.values().map(|windows| match windows {
-            Windows::Values(set) | Windows::Average { sums: set, .. } => set,
+            Windows::Values(set) | Windows::Average { sums: set, .. } | Windows::Counters { curves: set, .. } => set,
         });
         self.sets.iter().chain(rows)
     }
@@ -224,7 +224,7 @@ impl Loaded {
     /// What a selector found.
     pub(crate) fn set(&self, selector: usize) -> &SeriesSet {
         match self.windows.get(&selector) {
-            Some(Windows::Values(set) | Windows::Average { sums: set, .. }) => set,
+            Some(Windows::Values(set) | Windows::Average { sums: set, .. } | Windows::Counters { curves: set, .. }) => set,
             None => self.of.get(selector).copied().flatten().map_or(&self.none, |i| &self.sets[i]),
         }
     }

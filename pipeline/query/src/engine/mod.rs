@@ -46,6 +46,7 @@ mod run;
 mod scalar;
 mod series;
 mod source;
+mod tier_rate;
 pub mod windows;
 
 #[cfg(test)]

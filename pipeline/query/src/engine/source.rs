@@ -64,6 +64,13 @@ pub enum Windows {
         /// Counts of rows.
         counts: SeriesSet,
     },
+    /// For rates of counters.
+    Counters {
+        /// First and last sample of each row, and a peak between them where the counter fell.
+        curves: SeriesSet,
+        /// How many samples each row stands for.
+        counts: SeriesSet,
+    },
 }
 
 /// Where answers came from.

@@ -178,13 +178,31 @@ async fn windows_of_a_tier_give_the_answers_of_samples() {
 }
 
 #[tokio::test]
+async fn rates_of_rows_are_rates_of_samples() {
+    let world = World::filled().await;
+    for (text, step) in [("rate(c_total[1h])", HOUR), ("increase(c_total[6h])", 2 * HOUR), ("sum(rate(g[3h]))", HOUR)] {
+        // From before the first sample: windows with few samples, and with extrapolation to zero.
+        let (answer, tiers, raw) = world.both(text, START - 2 * HOUR, NOON + 3 * HOUR, step).await;
+        assert_eq!(answer.tiers, ["1h"], "{text}");
+        let numbers = |text: &str| text.split_whitespace().map(|n| n.parse::<f64>().ok()).collect::<Vec<_>>();
+        let (tiers, raw) = (numbers(&tiers), numbers(&raw));
+        assert!(raw.len() > 20 && raw.len() == tiers.len());
+        for (a, b) in tiers.into_iter().zip(raw) {
+            let same = a.zip(b).map_or(a == b, |(a, b)| (a - b).abs() <= 1e-12 * b.abs());
+            assert!(same, "{text}: {a:?} for {b:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn whatever_does_not_fit_is_read_from_samples() {
     let world = World::filled().await;
     for (text, start, step) in [
         ("sum_over_time(g[1h])", START + 1, HOUR),
         ("sum_over_time(g[90s])", START, HOUR),
         ("sum_over_time(g[1h])", START, 90_000),
-        ("rate(c_total[1h])", START, HOUR),
+        ("rate(c_total[1h])", START + 1, HOUR),
+        ("delta(g[1h])", START, HOUR),
         ("stddev_over_time(g[1h])", START, HOUR),
         ("max_over_time(g[1h:1m])", START, HOUR),
         ("g", START, HOUR),
@@ -216,14 +234,14 @@ async fn late_samples_count_before_a_tier_has_them() {
 
 #[tokio::test]
 async fn what_has_expired_is_read_from_tiers_and_said() {
-    let world = World::filled().await;
+    let mut world = World::filled().await;
     let queries = [
         ("sum_over_time(g[1h])", HOUR, "1h", false),
         ("avg_over_time(g[2h])", HOUR, "1h", false),
         ("max_over_time(g[10m])", 5 * MINUTE, "5m", false),
         // A tier row of a minute holds one sample here, so these are exact, too.
-        ("increase(c_total[2h])", HOUR, "1m", true),
-        ("rate(c_total[50m])", 7 * MINUTE, "1m", true),
+        ("increase(c_total[2h])", 61 * MINUTE + 1, "1m", true),
+        ("rate(c_total[50m])", 7 * MINUTE, "1m", false),
         ("c_total", 13 * MINUTE, "1m", true),
     ];
     let mut before = Vec::new();
@@ -250,7 +268,19 @@ async fn what_has_expired_is_read_from_tiers_and_said() {
         let info = answer.infos.iter().any(|info| info.ends_with(&format!("have expired; read from tier {tier}")));
         assert_eq!(info, said, "{text}: {:?}", answer.infos);
     }
+    // The next wider tier follows when rows of the narrowest have expired, too.
+    let days = [(Table::Samples1m, 5 * DAY)].into_iter().collect();
+    let minutes = Retention::new(Policy { defaults: days, overrides: Vec::new() }, world.clock.clone());
+    assert!(minutes.tier(world.jobs[0].table()).await.expect("memory").removed > 0);
+    let answer = world.ask(&world.source(), "c_total", START, NOON - HOUR, 15 * MINUTE).await;
+    assert_eq!((shown(&answer).lines().count(), answer.infos.len(), answer.tiers), (2, 1, vec!["5m"]));
+    // What is written today for back then is there at once.
+    world.insert(&[("g", "old", START + 2 * HOUR - 1, 9.0)]);
+    for text in ["last_over_time(g[1h])", "g", "max_over_time(g[90s])"] {
+        let answer = world.ask(&world.source(), text, START, NOON - HOUR, HOUR).await;
+        assert!(shown(&answer).contains(r#"host="old""#), "{text}");
+    }
     // Windows that do not fit: each row counts in the window that its end lies in.
     let answer = world.ask(&world.source(), "count_over_time(g[30h1m30s])", NOON - HOUR, NOON - HOUR, HOUR).await;
-    assert_eq!((answer.infos.len(), answer.tiers), (1, vec!["1m"]));
+    assert_eq!((answer.infos.len(), answer.tiers), (1, vec!["5m"]));
 }

@@ -45,6 +45,8 @@ pub enum TierValue {
     Last,
     /// Samples that make the same curve: first and last where they are known (with the resets between them), else the last at the window's end.
     Samples,
+    /// As [`Samples`](Self::Samples), for rows that know their first sample.
+    Counter,
 }
 
 impl TierValue {
@@ -56,7 +58,7 @@ impl TierValue {
             Self::Max => &["count", "max"],
             Self::First => &["count", "first"],
             Self::Last => &["count", "last"],
-            Self::Samples => &["count", "last", "first", "first_time", "last_time", "increase"],
+            Self::Samples | Self::Counter => &["count", "last", "first", "first_time", "last_time", "increase"],
         }
     }
 }
@@ -277,7 +279,10 @@ fn place(rows: &TierRows, stretch: &Stretch, labels: &[Labels], ids: &[i64], val
             if is_stale(taken) {
                 return false;
             }
-            let known = value == TierValue::Samples && !is_stale(column(2, row));
+            let known = matches!(value, TierValue::Samples | TierValue::Counter) && !is_stale(column(2, row));
+            if value == TierValue::Counter && !known {
+                return false;
+            }
             let edges = known.then(|| Edges {
                 first: column(2, row),
                 first_ms: column(3, row) as i64,

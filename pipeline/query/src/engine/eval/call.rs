@@ -6,6 +6,7 @@ use super::super::functions::{clamp, date, go_max, go_min, map, math, round, to_
 use super::super::histogram;
 use super::super::info::enrich;
 use super::super::kernels::over_time::OverTime;
+use super::super::kernels::rate::RateKind;
 use super::super::matrix::{Grid, Mask, Matrix, RowMask};
 use super::super::plan::{Call, Node, RangeSource};
 use super::super::range::{Kernel, RangeInput, apply, check_edges};
@@ -13,6 +14,7 @@ use super::super::relabel::{by_labels, by_value, join, replace};
 use super::super::scalar::Column;
 use super::super::series::Pick;
 use super::super::source::Windows;
+use super::super::tier_rate::rate_of_rows;
 use super::{Evaluator, unexpected};
 use fletch_promql::functions::FunctionId as F;
 use fletch_schemas::{Labels, SeriesSet, pattern};
@@ -114,6 +116,10 @@ impl Evaluator<'_> {
         let out = match rows {
             None => apply(&kernel, &input, grid, control)?,
             Some(Windows::Average { counts, .. }) => average(&input, counts, grid, control)?,
+            Some(Windows::Counters { counts, .. }) => {
+                let kind = if id == F::Rate { RateKind::Rate } else { RateKind::Increase };
+                rate_of_rows(kind, &input, counts, grid, control)?
+            }
             // A row that stands for many samples says how many.
             Some(Windows::Values(_)) if id == F::CountOverTime => apply(&Kernel::Over(OverTime::Sum), &input, grid, control)?,
             Some(Windows::Values(_)) => apply(&kernel, &input, grid, control)?,

@@ -24,6 +24,11 @@ pub struct Geometry {
 impl Geometry {
     /// Fills the columns for all windows; windows with fewer than two samples get zeros.
     pub fn find(&mut self, times: &[i64], windows: &Windows, spans: Spans) {
+        self.find_with(times, windows, spans, |i| windows.get(i).len() as f64);
+    }
+
+    /// The same where `times` do not say how many samples a window has.
+    pub fn find_with(&mut self, times: &[i64], windows: &Windows, spans: Spans, samples: impl Fn(usize) -> f64) {
         for column in [&mut self.sampled_s, &mut self.to_start_s, &mut self.to_end_s] {
             column.clear();
             column.reserve(windows.len());
@@ -35,7 +40,7 @@ impl Geometry {
                 let (first, last) = (times[rows.start], times[rows.end - 1]);
                 let end = spans.end(i);
                 sampled = (last - first) as f64 / 1000.0;
-                let average = sampled / (rows.len() - 1) as f64;
+                let average = sampled / (samples(i) - 1.0);
                 let limit = average * 1.1;
                 to_start = (first - (end - spans.width_ms)) as f64 / 1000.0;
                 to_end = (end - last) as f64 / 1000.0;
