@@ -6,7 +6,7 @@
 //! ```
 //!
 //! # Invariants
-//! - **K1** A series that has a number is never refused: only new ones are checked, so samples of known series cost nothing here.
+//! - **L1** A series that has a number is never refused: only new ones are checked, so samples of known series cost nothing here.
 //! - **K2** One series is counted once, however many requests bring it at the same time.
 //! - **K3** A batch passes as a whole or not at all; one that is larger than the burst passes when the bucket is full, and the next ones wait longer.
 //!
@@ -355,7 +355,7 @@ mod tests {
         let error = admit(&r, "default", "other", "a").expect_err("the fourth");
         assert_eq!(error, QuotaProblem::Series { tenant: tenant("default"), series: 3, max: 3 });
         assert!(error.to_string().contains("`series_max`"), "{error}");
-        assert_eq!(admit(&r, "default", "m", "b"), Ok(false), "K1");
+        assert_eq!(admit(&r, "default", "m", "b"), Ok(false), "L1");
         assert_eq!(r.find(&tenant("default"), &labels("other", "a")), None, "it has no number");
 
         assert_eq!([admit(&r, "metric", "m", "a"), admit(&r, "metric", "m", "b")], [Ok(true), Ok(true)]);
