@@ -36,12 +36,12 @@ pub(super) async fn merge(table: &DeltaTable, job: &Job, settings: &Settings, no
         match upload(table, file).await {
             Ok(entry) => outputs.push(entry),
             Err(error) => {
-                // The worker sees the closed channel at its next file.
                 broken = Some(error);
                 break;
             }
         }
     }
+    // Should the worker still be at it, it sees this at its next series.
     drop(finished);
     let worked = work.await.map_err(|e| StorageError::Conflict(format!("a merge ended: {e}")))?;
     match broken {
@@ -142,6 +142,10 @@ impl Outputs {
 
     /// Cuts before this series if the file is large enough: at a metric if possible, so that no two files share one.
     async fn begin_series(&mut self, key: &SeriesKey) -> Result<(), StorageError> {
+        if self.sender.is_closed() {
+            // Nobody waits for the outputs any more: the process stops, or an upload failed.
+            return Err(given_up());
+        }
         let Some(last) = self.writer.last_key() else { return Ok(()) };
         let limit = if last.0 == key.0 { self.target + self.target / 4 } else { self.target };
         if self.writer.bytes_estimate() < limit {
@@ -164,8 +168,11 @@ impl Outputs {
 
 async fn send(sender: &mpsc::Sender<EncodedFile>, full: SamplesWriter) -> Result<(), StorageError> {
     let Some(file) = full.finish()? else { return Ok(()) };
-    let gone = |_| StorageError::Limit("the merge was given up".into());
-    sender.send(file).await.map_err(gone)
+    sender.send(file).await.map_err(|_| given_up())
+}
+
+fn given_up() -> StorageError {
+    StorageError::Limit("the merge was given up".into())
 }
 
 /// The same identity under a name of its own.

@@ -152,8 +152,7 @@ fn worth(cluster: Vec<Arc<FileEntry>>, settings: &Settings, when: When) -> Optio
     if when == When::Now {
         return bounded(cluster, settings);
     }
-    let settled = |f: &Arc<FileEntry>| f.compacted.is_some() && f.size >= settings.target_bytes / SMALL_PARTS;
-    let (base, late): (Vec<_>, Vec<_>) = cluster.into_iter().partition(settled);
+    let (base, late) = base_and_late(cluster, settings);
     let bytes = |files: &[Arc<FileEntry>]| files.iter().map(|f| f.size).sum::<u64>();
     if bytes(&late).saturating_mul(settings.rewrite_ratio) >= bytes(&base) {
         return bounded([base, late].concat(), settings);
@@ -162,20 +161,46 @@ fn worth(cluster: Vec<Arc<FileEntry>>, settings: &Settings, when: When) -> Optio
     if late.len() >= settings.fan_in { bounded(late, settings) } else { None }
 }
 
-/// The smallest files that one merge can take; `None` when that changes nothing.
+/// The well-sized files of a cluster (sorted by the start of their keys) that meet only others, and those others.
+fn base_and_late(cluster: Vec<Arc<FileEntry>>, settings: &Settings) -> (Vec<Arc<FileEntry>>, Vec<Arc<FileEntry>>) {
+    let (large, mut late): (Vec<_>, Vec<_>) = cluster.into_iter().partition(|f| !unfinished(f, settings));
+    let meets = overlapping(&large.iter().collect::<Vec<_>>());
+    let mut base = Vec::new();
+    for (file, meets) in large.into_iter().zip(meets) {
+        if meets { late.push(file) } else { base.push(file) }
+    }
+    (base, late)
+}
+
+/// Whether a file is small or was written by a flush.
+fn unfinished(file: &FileEntry, settings: &Settings) -> bool {
+    file.compacted.is_none() || file.size < settings.target_bytes / SMALL_PARTS
+}
+
+/// All of the files, if one merge can take them. Else the smallest of those that are not well-sized yet: a day over the bounds ends as large
+/// files that may overlap, instead of being written again for ever. `None` when that changes nothing.
 fn bounded(mut inputs: Vec<Arc<FileEntry>>, settings: &Settings) -> Option<Vec<Arc<FileEntry>>> {
     let whole = inputs.len();
     inputs.sort_by(|a, b| a.size.cmp(&b.size).then_with(|| a.path.cmp(&b.path)));
-    let (mut bytes, mut rows) = (0_u64, 0_u64);
+    if fitting(&inputs, settings) < whole {
+        inputs.retain(|f| unfinished(f, settings));
+        let count = fitting(&inputs, settings);
+        inputs.truncate(count);
+        return (count > 1).then_some(inputs);
+    }
+    Some(inputs)
+}
+
+/// How many of the files one merge can take.
+fn fitting(inputs: &[Arc<FileEntry>], settings: &Settings) -> usize {
     let series = inputs.first().is_some_and(|f| f.keys.times_ms.is_none());
+    let (mut bytes, mut rows) = (0_u64, 0_u64);
     let fits = |f: &&Arc<FileEntry>| {
         bytes = bytes.saturating_add(f.size);
         rows = rows.saturating_add(f.rows);
         bytes <= settings.job_bytes_max && (!series || rows <= settings.series_rows_max)
     };
-    let count = inputs.iter().take(settings.job_files_max).take_while(fits).count();
-    inputs.truncate(count);
-    (!inputs.is_empty() && (count > 1 || whole == 1)).then_some(inputs)
+    inputs.iter().take(settings.job_files_max).take_while(fits).count()
 }
 
 #[cfg(test)]
@@ -222,6 +247,8 @@ mod tests {
         let (small, other) = (file("s", ("g", "h"), 1, true), file("t", ("i", "i"), 1, true));
         let ends = [base[0].clone(), small, other, base[2].clone()];
         assert_eq!(closed(&ends, When::Background), "s t", "small neighbours");
+        let halves = [file("h1", ("a", "z"), 130, true), file("h2", ("a", "z"), 130, true), file("h3", ("a", "z"), 1, false)];
+        assert_eq!(closed(&halves, When::Background), "h1 h2 h3", "large files of the open day overlap until the day is closed");
         assert_eq!(closed(&[file("x", ("a", "b"), 5, false)], When::Background), "x", "the better encodings");
         assert_eq!(closed(&[file("x", ("a", "b"), 0, false)], When::Background), "");
         assert_eq!(closed(&[file("x", ("a", "b"), 0, false)], When::Now), "x");
@@ -257,6 +284,8 @@ mod tests {
         let settings = Settings { job_bytes_max: 10 * MIB, ..Settings::default() };
         let files = [file("a", ("a", "z"), 6, false), file("b", ("a", "z"), 3, false), file("c", ("a", "z"), 4, false)];
         assert_eq!(paths(&closed_day(&files, &settings, When::Now)), [["b", "c"]]);
+        let done: Vec<_> = (0..4).map(|i| file(&format!("d{i}"), ("a", "z"), 130, true)).collect();
+        assert!(closed_day(&done, &settings, When::Now).is_empty(), "never the same large files again and again");
         let big = [file("a", ("a", "z"), 60, false), file("b", ("a", "z"), 30, false)];
         assert!(closed_day(&big, &settings, When::Now).is_empty(), "one file alone would change nothing");
     }
