@@ -2,6 +2,9 @@
 
 use fletch_common::metrics::{Counter, EncodeLabelSet, Family, Gauge, Registry};
 use fletch_ingest::decode::Decoded;
+use fletch_schemas::TenantId;
+use parking_lot::Mutex;
+use std::collections::HashSet;
 
 /// Which protocol brought samples.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -16,6 +19,17 @@ pub(super) struct Reason {
     reason: &'static str,
 }
 
+/// Tenants with a counter of their own; what later ones bring is counted under [`OTHER_TENANTS`]: names in requests must not fill memory.
+const TENANTS_NAMED_MAX: usize = 100;
+/// Not the name of any tenant: those do not begin with two underscores.
+const OTHER_TENANTS: &str = "__other__";
+
+/// Whose samples.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfTenant {
+    tenant: String,
+}
+
 /// `fletch_ingest_*`.
 #[derive(Debug, Default)]
 pub struct IngestMetrics {
@@ -23,6 +37,8 @@ pub struct IngestMetrics {
     requests: Family<Protocol, Counter>,
     refused: Family<Reason, Counter>,
     unbounded_labels: Counter,
+    tenants: Family<OfTenant, Counter>,
+    tenants_named: Mutex<HashSet<TenantId>>,
     /// Series that the process knows.
     pub series: Gauge,
 }
@@ -39,6 +55,7 @@ impl IngestMetrics {
             "New series with a label such as user_id that were taken all the same",
             m.unbounded_labels.clone(),
         );
+        registry.register("fletch_ingest_tenant_samples", "Samples offered to the bus by tenant, the first 100 by name", m.tenants.clone());
         registry.register("fletch_ingest_known_series", "Series that this process knows", m.series.clone());
         m
     }
@@ -50,7 +67,10 @@ impl IngestMetrics {
     }
 
     /// Counts one decoded request.
-    pub fn count(&self, protocol: &'static str, decoded: &Decoded) {
+    pub fn count(&self, tenant: &TenantId, protocol: &'static str, decoded: &Decoded) {
+        if decoded.stats.accepted > 0 {
+            self.tenants.get_or_create(&OfTenant { tenant: self.name_of(tenant) }).inc_by(decoded.stats.accepted);
+        }
         self.requests.get_or_create(&Protocol { protocol }).inc();
         self.samples.get_or_create(&Protocol { protocol }).inc_by(decoded.stats.accepted);
         for (reason, samples) in decoded.stats.rejected_by_reason() {
@@ -64,5 +84,37 @@ impl IngestMetrics {
                 "new series carry a label that usually has one value per user or request: drop it at the sender"
             );
         }
+    }
+
+    fn name_of(&self, tenant: &TenantId) -> String {
+        let mut named = self.tenants_named.lock();
+        if !named.contains(tenant) {
+            if named.len() >= TENANTS_NAMED_MAX {
+                return OTHER_TENANTS.to_owned();
+            }
+            named.insert(tenant.clone());
+        }
+        tenant.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_counted_by_tenant_and_names_are_bounded() {
+        let metrics = IngestMetrics::default();
+        let mut decoded = Decoded::new();
+        decoded.stats.accepted = 2;
+        for n in 0..TENANTS_NAMED_MAX + 50 {
+            metrics.count(&TenantId::new(&format!("t{n}")).expect("valid"), "text", &decoded);
+        }
+        metrics.count(&TenantId::new("t0").expect("valid"), "text", &decoded);
+        let of = |name: &str| metrics.tenants.get_or_create(&OfTenant { tenant: name.to_owned() }).get();
+        assert_eq!((of("t0"), of("t99"), of(OTHER_TENANTS)), (4, 2, 100));
+        decoded.stats.accepted = 0;
+        metrics.count(&TenantId::new("refused").expect("valid"), "text", &decoded);
+        assert_eq!(of(OTHER_TENANTS), 100);
     }
 }

@@ -112,7 +112,7 @@ async fn append(app: &App, tenant: &Tenant, protocol: &'static str, decoded: &mu
         app.ingest_metrics.count_early(protocol, decoded);
         return Err(early.into());
     }
-    app.ingest_metrics.count(protocol, decoded);
+    app.ingest_metrics.count(&tenant.0, protocol, decoded);
     if decoded.is_empty() {
         return Ok(());
     }

@@ -21,8 +21,12 @@ use std::sync::Arc;
 /// Which store a command works on.
 #[derive(Debug, Clone, clap::Args)]
 pub struct StoreArgs {
-    /// Where the tables live: file:///dir, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix [default: <data-dir>/store]
-    #[arg(long, value_name = "URL")]
+    /// Where the tables live; the folder `store` of the data folder without it.
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "Where the tables live: file:///dir, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix [default: <data-dir>/store]"
+    )]
     pub object_store: Option<String>,
     /// Folder of the server whose store it is [default: ./fletch-data]
     #[arg(long, value_name = "DIR")]
