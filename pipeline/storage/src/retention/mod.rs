@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  file of (tenant, date) ─▶ all of its metrics expired ─▶ remove
-//!                        └─▶ some of them (a metric has a shorter retention) ─▶ remove + add without their rows
+//!                        └─▶ some of them (a metric has a shorter retention) ─▶ remove + add without their rows; a very large file
+//!                                                                              waits until all of them have
 //! ```
 //!
 //! # Invariants
@@ -53,6 +54,9 @@ pub const COMMITTED_MIN_MS: i64 = DAY_MS;
 
 /// Files that one run writes again without some metrics; the next run goes on.
 const REWRITES_MAX: usize = 16;
+
+/// Rows of a file that is written again at most: it is in memory as a whole. A larger file waits until the time of all its metrics is over.
+const REWRITE_ROWS_MAX: u64 = 32 << 20;
 
 /// What the tiers still need of `samples`.
 #[derive(Debug, Clone, Copy)]
@@ -208,7 +212,11 @@ impl Retention {
             return Ok(());
         }
         let seen = (table.table(), file.path.clone(), expired.clone());
-        if one_metric.is_some() || plan.report.rewritten >= REWRITES_MAX || self.looked_at.lock().contains(&seen) {
+        if one_metric.is_some()
+            || file.rows > REWRITE_ROWS_MAX
+            || plan.report.rewritten >= REWRITES_MAX
+            || self.looked_at.lock().contains(&seen)
+        {
             return Ok(());
         }
         let now_ms = self.clock.now_ms();

@@ -120,6 +120,20 @@ async fn what_is_gone_is_written_down_and_only_that() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_too_large_to_be_written_again_waits() {
+    let world = World::new().await;
+    let old = NOW_MS - 3 * DAY_MS;
+    world.file("a", &["a", "z"], old, old).await;
+    let small = world.samples.snapshot().files().next().expect("one").clone();
+    let file = FileEntry { rows: REWRITE_ROWS_MAX + 1, path: small.path.replace(".parquet", "0.parquet"), ..(*small).clone() };
+    world.samples.commit(&Commit { adds: vec![file], removes: vec![small], ..Commit::new("WRITE") }).await.expect("memory");
+    let retention = world.retention(Policy { defaults: keep(7), overrides: vec![other(None, Some("a"), 1)] });
+    assert_eq!(retention.samples(&world.samples, None).await.expect("its bytes are not there").removed, 0);
+    world.clock.set(NOW_MS + 7 * DAY_MS);
+    assert_eq!(retention.samples(&world.samples, None).await.expect("runs").removed, 1);
+}
+
+#[tokio::test]
 async fn a_file_is_looked_into_once() {
     let world = World::new().await;
     let old = NOW_MS - 3 * DAY_MS;
