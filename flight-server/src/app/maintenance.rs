@@ -202,7 +202,7 @@ impl Role {
 
     async fn catch_up(&self, job: &TierJob) -> Result<(), StorageError> {
         for _ in 0..TIER_ATTEMPTS_MAX {
-            match job.run().await {
+            match job.catch_up().await {
                 Err(error) if error.advice() == Advice::Fenced => {}
                 done => {
                     self.note(job, done?);

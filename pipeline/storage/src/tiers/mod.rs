@@ -123,6 +123,19 @@ impl TierJob {
     /// # Errors
     /// A file or the log cannot be read, or another job was faster ([`StorageError::Fenced`]); nothing was changed then.
     pub async fn run(&self) -> Result<TierReport, StorageError> {
+        self.run_to_newest(false).await
+    }
+
+    /// As [`run`](Self::run), also when no window has closed since: then nothing but the cursor moves, and files of `samples` that were
+    /// replaced need not be kept for this tier any more.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn catch_up(&self) -> Result<TierReport, StorageError> {
+        self.run_to_newest(true).await
+    }
+
+    async fn run_to_newest(&self, at_once: bool) -> Result<TierReport, StorageError> {
         let (tier, samples) = (self.table.refresh().await?, self.samples.refresh().await?);
         let marks = self.marks(&tier);
         let idle = TierReport { consumed: marks.cursor.unwrap_or(-1), ..TierReport::default() };
@@ -132,7 +145,7 @@ impl TierJob {
         let newest_ms = self.committed_ms(samples.version()).await?;
         let old_until = marks.until.unwrap_or(i64::MIN);
         let new_until = old_until.max(self.tier.floor(newest_ms.saturating_sub(GRACE_MS)));
-        if marks.cursor.is_some() && new_until == old_until {
+        if marks.cursor.is_some() && new_until == old_until && !at_once {
             return Ok(idle);
         }
         let added = self.added_since(marks.cursor, samples.version(), &samples).await?;

@@ -22,6 +22,7 @@ use super::{LogObject, Manifest, MetadataCopy, Progress, StoredFile, TableManife
 use crate::StorageError;
 use crate::delta::{FileEntry, FileHash, Snapshot, TableReader};
 use crate::parquet_file::FileSource;
+use crate::tiers::Tier;
 use bytes::Bytes;
 use chrono::DateTime;
 use fletch_common::SharedClock;
@@ -175,7 +176,7 @@ async fn copy_log(reader: &TableReader, version: i64, target: &Arc<dyn ObjectSto
 /// Adds to `samples` what commits brought that a tier has not consumed, where another commit has removed it since. Answers when the newest
 /// commit was made.
 async fn keep_for_tiers(captured: &mut [Captured]) -> Result<Option<i64>, StorageError> {
-    let cursors = captured.iter().flat_map(|c| c.snapshot.txns()).filter(|(app, _)| app.starts_with("tier:") && !app.ends_with(":until"));
+    let cursors = captured.iter().flat_map(|c| c.snapshot.txns()).filter(|(app, _)| is_cursor(app));
     let consumed = cursors.map(|(_, version)| version).min();
     let Some(samples) = captured.iter_mut().find(|c| c.reader.name() == "samples") else { return Ok(None) };
     let newest = samples.reader.commit(samples.snapshot.version()).await?;
@@ -194,6 +195,11 @@ async fn keep_for_tiers(captured: &mut [Captured]) -> Result<Option<i64>, Storag
         }
     }
     Ok(until)
+}
+
+/// Whether a transaction names a version of `samples` that a tier has consumed, not a time.
+fn is_cursor(app_id: &str) -> bool {
+    Tier::ALL.iter().any(|tier| app_id == tier.cursor() || app_id == tier.late())
 }
 
 /// A file to copy, and whether it may be gone.

@@ -197,8 +197,10 @@ async fn check_files(subjects: &mut [Subject], report: &mut VerifyReport, progre
     if !has_series && !partitions.is_empty() {
         report.notes.push("labels were not checked: the log of table `series` cannot be read".to_owned());
     }
+    let mut last: Option<(TenantId, i32, files::Labelled)> = None;
     for (tenant, date) in partitions {
-        let mut labels = files::Labelled::default();
+        let before = last.take().filter(|(t, d, _)| *t == tenant && d.checked_add(1) == Some(date));
+        let mut labels = files::Labelled::after(before.map(|(_, _, labels)| labels));
         let (series, others): (Vec<&mut Subject>, Vec<&mut Subject>) = subjects.iter_mut().partition(|s| s.reader.name() == "series");
         for subject in series {
             files::check_partition(subject, &tenant, date, &mut labels, report, progress).await?;
@@ -207,6 +209,7 @@ async fn check_files(subjects: &mut [Subject], report: &mut VerifyReport, progre
         for subject in others {
             files::check_partition(subject, &tenant, date, &mut labels, report, progress).await?;
         }
+        last = Some((tenant, date, labels));
     }
     Ok(())
 }

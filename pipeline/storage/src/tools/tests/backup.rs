@@ -86,7 +86,7 @@ async fn a_restored_store_answers_and_reads_as_before_and_goes_on_under_a_new_bu
     assert_eq!((samples.version(), samples.txn("bus:new:0"), samples.txn("bus:log:0")), (3, Some(1), Some(2)));
     // The tier goes on from the version that it had.
     let job = tier_job(&to, &world.clock).await;
-    assert_eq!(job.run().await.expect("runs").consumed, 3);
+    assert_eq!(job.catch_up().await.expect("runs").consumed, 3);
     assert_eq!(verify(&plain(&to), VerifyOptions::default(), &Silent).await.expect("reads").problems, []);
 }
 
@@ -243,7 +243,7 @@ async fn what_a_tier_has_not_consumed_goes_along_though_samples_has_replaced_it(
     back_up(&world, &target).await.expect("backs up");
     bring_back(&target, &to, false).await.expect("restores");
     let job = tier_job(&to, &world.clock).await;
-    assert_eq!(job.run().await.expect("finds the file of version 3").consumed, 4);
+    assert_eq!(job.catch_up().await.expect("finds the file of version 3").consumed, 4);
     let (storage, _) = serve(&to, &world.clock, "new").await;
     let all: Vec<Row> = ROWS.iter().copied().chain([("a", "x", NOON + 180_000, 4.0)]).collect();
     assert_eq!(select(&storage, "a").await, truth(&all, "a"));

@@ -17,11 +17,23 @@ pub(super) struct Labelled {
     pub(super) known: bool,
     damaged: bool,
     series: HashMap<Arc<str>, HashSet<i64>>,
+    /// The same of the day before. A row of a tier that stands at midnight holds samples of that day, and its series may be only there.
+    before: Option<Box<Labelled>>,
 }
 
 impl Labelled {
+    /// For the next day, where `before` is the day before it if there is anything of that.
+    pub(super) fn after(before: Option<Labelled>) -> Self {
+        Self { before: before.map(|day| Box::new(Labelled { before: None, ..day })), ..Self::default() }
+    }
+
     fn has(&self, metric: &str, series_id: i64) -> bool {
         self.series.get(metric).is_some_and(|ids| ids.contains(&series_id))
+    }
+
+    /// Whether a row of a tier has labels, as far as that is known.
+    fn may_have_in_tier(&self, metric: &str, series_id: i64) -> bool {
+        self.has(metric, series_id) || self.before.as_ref().is_some_and(|day| day.damaged || day.has(metric, series_id))
     }
 }
 
@@ -149,7 +161,8 @@ fn take_series(found: Audit, labels: &mut Labelled) {
 }
 
 fn check_labels(table: &str, file: &FileEntry, found: &Audit, labels: &Labelled, report: &mut VerifyReport) {
-    let mut missing = found.keys.iter().filter(|(metric, id)| !labels.has(metric, *id));
+    let has = |metric: &str, id| if table == "samples" { labels.has(metric, id) } else { labels.may_have_in_tier(metric, id) };
+    let mut missing = found.keys.iter().filter(|(metric, id)| !has(metric, *id));
     let Some((metric, series_id)) = missing.next() else { return };
     let others = missing.count();
     let more = if others > 0 { format!(" (and {others} more series)") } else { String::new() };
