@@ -174,13 +174,8 @@ fn overlay(mut facts: FactMap, wanted: Option<&[SeriesRef]>, day: Option<&DayDat
     let runs: Vec<&Run> = day.runs().map(Arc::as_ref).collect();
     let live = wanted.map_or_else(|| union_refs(runs.iter().copied()), <[SeriesRef]>::to_vec);
     for series in live {
-        let mut found: Option<(i64, i64, i64)> = None;
-        for (times, _) in runs.iter().filter_map(|run| run.series(series)) {
-            let (first, last, samples) = found.unwrap_or((i64::MAX, i64::MIN, 0));
-            let more = i64::try_from(times.len()).unwrap_or(i64::MAX);
-            found = Some((first.min(times[0]), last.max(times[times.len() - 1]), samples.saturating_add(more)));
-        }
-        let Some((first, last, samples)) = found else { continue };
+        let mut slices: Vec<&[i64]> = runs.iter().filter_map(|run| run.series(series)).map(|(times, _)| times).collect();
+        let Some((first, last, samples)) = extent(&mut slices) else { continue };
         let fact = facts.entry(series).or_insert(Fact { series, first_seen_ms: None, last_seen_ms: None, samples: None });
         fact.first_seen_ms = Some(fact.first_seen_ms.map_or(first, |known| known.min(first)));
         // With a file that is not in memory the day's end is not known here.
@@ -189,6 +184,23 @@ fn overlay(mut facts: FactMap, wanted: Option<&[SeriesRef]>, day: Option<&DayDat
         }
     }
     facts
+}
+
+/// First and last time of slices that ascend, and how many different times they have: copies of a sample in two runs count once.
+fn extent(slices: &mut [&[i64]]) -> Option<(i64, i64, i64)> {
+    slices.sort_unstable_by_key(|times| times.first().copied());
+    let first = slices.iter().find_map(|times| times.first())?;
+    let last = slices.iter().filter_map(|times| times.last()).max()?;
+    let apart = slices.windows(2).all(|pair| pair[0].last() < pair[1].first());
+    let samples = if apart {
+        slices.iter().map(|times| times.len()).sum()
+    } else {
+        let mut all = slices.concat();
+        all.sort_unstable();
+        all.dedup();
+        all.len()
+    };
+    Some((*first, *last, i64::try_from(samples).unwrap_or(i64::MAX)))
 }
 
 /// Values with the stale marker as NULL.
@@ -202,4 +214,16 @@ fn nullable(values: &[f64]) -> ArrayRef {
         }
     }
     Arc::new(out.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::extent;
+
+    #[test]
+    fn copies_of_a_sample_count_once() {
+        assert_eq!(extent(&mut []), None);
+        assert_eq!(extent(&mut [&[5, 6], &[1, 2, 3]]), Some((1, 6, 5)));
+        assert_eq!(extent(&mut [&[1, 5, 9], &[5, 7], &[9]]), Some((1, 9, 4)));
+    }
 }
