@@ -26,8 +26,6 @@ const LATE_EVERY_MS: i64 = 600_000;
 const SWEEP_EVERY_MS: i64 = 3_600_000;
 /// How often there is a look for files to compact.
 const COMPACT_EVERY: Duration = Duration::from_secs(120);
-/// How often the tier is asked to consume what was committed before replaced files are deleted at once; another process may be faster.
-const TIER_ATTEMPTS_MAX: u32 = 3;
 /// How long a lease holds; a process that dies is followed after this.
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -103,9 +101,22 @@ pub(super) async fn start(
         compactor = compactor.with_leases(leases.clone(), holder.clone());
     }
     compactor.metrics().register(registry);
-    let compacting = tokio::sync::Mutex::default();
-    let role =
-        Arc::new(Role { jobs, samples, series, retention, storage, compactor, compacting, one_process, leases, holder, clock, metrics });
+    let (compacting, tiering) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
+    let role = Arc::new(Role {
+        jobs,
+        samples,
+        series,
+        retention,
+        storage,
+        compactor,
+        compacting,
+        tiering,
+        one_process,
+        leases,
+        holder,
+        clock,
+        metrics,
+    });
     tasks.spawn(role.clone().run(stop.clone()));
     tasks.spawn(role.clone().run_compaction(stop.clone()));
     Ok(Started { tiers: Arc::new(tiers), role })
@@ -123,6 +134,8 @@ pub(crate) struct Role {
     compactor: Compactor,
     /// One compaction at a time in this process.
     compacting: tokio::sync::Mutex<()>,
+    /// One run of the tiers at a time in this process: two would only fence each other.
+    tiering: tokio::sync::Mutex<()>,
     /// Nobody else reads or writes the store: the bus is the embedded log.
     one_process: bool,
     leases: Leases,
@@ -192,25 +205,15 @@ impl Role {
             return Err(StorageError::Conflict(text.to_owned()));
         }
         // The tiers have to consume what was committed: files that they have not accounted for stay.
+        let tiering = self.tiering.lock().await;
         for job in &self.jobs {
-            self.catch_up(job).await?;
+            self.note(job, job.catch_up().await?);
+            self.note(job, job.run_late().await?);
         }
+        drop(tiering);
         let report = self.storage.vacuum(true, self.followed()).await?;
         self.cut_logs().await?;
         Ok(report)
-    }
-
-    async fn catch_up(&self, job: &TierJob) -> Result<(), StorageError> {
-        for _ in 0..TIER_ATTEMPTS_MAX {
-            match job.catch_up().await {
-                Err(error) if error.advice() == Advice::Fenced => {}
-                done => {
-                    self.note(job, done?);
-                    break;
-                }
-            }
-        }
-        job.run_late().await.map(|report| self.note(job, report))
     }
 
     /// The version of `samples` that every follower has consumed; `None` when nothing follows it.
@@ -223,6 +226,7 @@ impl Role {
 
     async fn once(&self, due: Due) -> Result<(), StorageError> {
         let Some(_lease) = self.leases.acquire("maintenance", &self.holder, LEASE).await? else { return Ok(()) };
+        let tiering = self.tiering.lock().await;
         for job in &self.jobs {
             self.note(job, job.run().await?);
             if due.late {
@@ -230,6 +234,7 @@ impl Role {
             }
             job.table().checkpoint_if_due().await?;
         }
+        drop(tiering);
         if due.sweep {
             self.expire().await?;
             self.sweep().await?;
